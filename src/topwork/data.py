@@ -1,0 +1,259 @@
+"""Which images, which labels, which split, and what is wrong with them?
+
+A folder per class, or train/ plus val/ and test/ folders of such. Every file is looked at before
+anything is computed; what cannot be used is listed with its reason and left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from topwork import images
+from topwork.errors import DataError, ImageError
+from topwork.records import ClassCount, DataFacts, Dataset, Example, Fault, Part
+from topwork.watch import SILENT, Watch
+
+_PARTS: dict[str, Part] = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Folder names that tools in use give to the parts of a split, lower case."""
+
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "ehthumbs.db"}
+_IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2",
+}  # fmt: skip
+
+LOCK_FROM = 2000
+"""Images from which a part is locked for the result (method.md section 6): from here on a held-out
+fifth gives an interval under 2 points, and what is left is enough to choose by."""
+
+LOCK_SHARE = 0.2
+LOCK_MIN_PER_CLASS = 10  # a class with fewer would be left with a test of one image
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    relative: str
+    label: str
+    part: Part
+
+
+def read_folder(root: Path, *, decode: bool = False, watch: Watch = SILENT) -> Dataset:
+    """Look at every file under `root` and label it by its folder.
+
+    `decode=True` decodes every pixel (topwork check); otherwise damage that only decoding shows is
+    found later, in the pass, and treated alike. Images with the very same content in training and
+    test are left out of training. Raises DataError where there is nothing to learn from.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected one folder per class, or train/ and test/ of such")
+    files, faults, layout = _listed(root)
+    watch.begin("look", len(files))
+    examples: list[tuple[_File, str]] = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for file, seen in zip(files, pool.map(lambda f: _looked_at(f, decode), files), strict=True):
+            if isinstance(seen, Fault):
+                faults.append(seen)
+            else:
+                examples.append((file, seen))
+            watch.advance()
+    watch.end()
+    return _labelled(root, layout, examples, faults)
+
+
+def without(dataset: Dataset, faults: tuple[Fault, ...]) -> Dataset:
+    """The dataset less the files that proved unusable later. Raises DataError as read_folder does."""
+    gone = {fault.path for fault in faults}
+    kept = replace(
+        dataset,
+        examples=tuple(e for e in dataset.examples if e.path not in gone),
+        faults=(*dataset.faults, *faults),
+    )
+    check(kept)
+    return kept
+
+
+def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
+    """Set aside what the result is measured on; says what that is.
+
+    A test folder is locked as it is; without one, a val folder is. Both given: val joins training.
+    Neither: from 2,000 images on a stratified fifth is held out, images of the same content
+    together; below, the result is out-of-sample over all images ("out-of-sample").
+    """
+    parts = {e.part for e in dataset.examples}
+    if "test" in parts:
+        return _moved(dataset, {"val": "train"}), "test folder"
+    if "val" in parts:
+        return _moved(dataset, {"val": "test"}), "val folder"
+    labels = np.array([e.label for e in dataset.examples])
+    counts = np.bincount(labels)
+    if len(labels) < LOCK_FROM or counts.min() < LOCK_MIN_PER_CLASS:
+        return dataset, "out-of-sample"
+    chosen = _stratified(dataset, seed)
+    examples = tuple(replace(e, part="test") if e.digest in chosen else e for e in dataset.examples)
+    return replace(dataset, examples=examples), "held-out part"
+
+
+def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
+    """What run.json keeps of the data."""
+    counts = Counter((e.label, e.part) for e in dataset.examples)
+    classes = tuple(
+        ClassCount(name, counts[i, "train"], counts[i, "val"], counts[i, "test"])
+        for i, name in enumerate(dataset.classes)
+    )
+    lines = sorted(f"{e.digest} {dataset.classes[e.label]} {e.part}" for e in dataset.examples)
+    print_ = images.digest("\n".join(lines).encode())
+    return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_)
+
+
+def check(dataset: Dataset) -> None:
+    """Raise DataError unless there are two classes of two training images each; lists every reason."""
+    counts = Counter(e.label for e in dataset.part("train", "val"))
+    problems = []
+    if len(dataset.classes) < 2:
+        found = f" (only {dataset.classes[0]!r})" if dataset.classes else ""
+        problems.append(f"at least two classes are needed, {len(dataset.classes)} found{found}")
+    problems += [
+        f"class {name!r} has {counts[i]} usable training image{'' if counts[i] == 1 else 's'}, at least two are needed"
+        for i, name in enumerate(dataset.classes)
+        if counts[i] < 2
+    ]
+    if problems:
+        shown = [f"  {f.path}: {f.kind} ({f.detail})" for f in dataset.faults[:10]]
+        more = f"\n  ... and {len(dataset.faults) - 10} more" if len(dataset.faults) > 10 else ""
+        left_out = f"\nLeft out ({len(dataset.faults)}):\n" + "\n".join(shown) + more if shown else ""
+        raise DataError(
+            f"{dataset.root}: cannot be learnt from:\n  "
+            + "\n  ".join(problems)
+            + "\nExpected one folder per class with its images inside."
+            + left_out
+        )
+
+
+def _listed(root: Path) -> tuple[list[_File], list[Fault], str]:
+    """Every file below `root` with the label and part of its folder, in a stable order."""
+    folders = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.name)
+    parts = {p: _PARTS[p.name.lower()] for p in folders if p.name.lower() in _PARTS}
+    split = "train" in parts.values() and any(c.is_dir() and not _hidden(c) for p in parts for c in p.iterdir())
+    files: list[_File] = []
+    faults: list[Fault] = []
+    for entry in sorted(root.iterdir(), key=lambda p: p.name):
+        name = entry.name
+        if _hidden(entry):
+            faults.append(Fault(name, "hidden", "hidden and system files are not data"))
+        elif not entry.is_dir():
+            faults.append(Fault(name, "outside any class", "a file's class is the folder it lies in"))
+        elif split and entry not in parts:
+            faults.append(Fault(name, "outside any part", f"beside {', '.join(sorted(p.name for p in parts))}"))
+        elif split:
+            for child in sorted(entry.iterdir(), key=lambda p: p.name):
+                relative = child.relative_to(root).as_posix()
+                if _hidden(child):
+                    faults.append(Fault(relative, "hidden", "hidden and system files are not data"))
+                elif not child.is_dir():
+                    faults.append(Fault(relative, "outside any class", "a file's class is the folder it lies in"))
+                else:
+                    _list_class(root, child, child.name, parts[entry], files, faults)
+        else:
+            _list_class(root, entry, name, "train", files, faults)
+    layout = "/, ".join(p.name for p in sorted(parts)) + "/ folders" if split else "a folder per class"
+    return files, faults, layout
+
+
+def _list_class(root: Path, folder: Path, label: str, part: Part, files: list[_File], faults: list[Fault]) -> None:
+    before = len(files)
+    for path in _walk(folder):
+        relative = path.relative_to(root).as_posix()
+        if any(_hidden(p) for p in [path, *path.relative_to(folder).parents][:-1]) or _hidden(path):
+            faults.append(Fault(relative, "hidden", "hidden and system files are not data"))
+        else:
+            files.append(_File(path, relative, label, part))
+    if len(files) == before:
+        faults.append(Fault(folder.relative_to(root).as_posix(), "empty folder", "no files in it"))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, sorted; linked folders are followed, each real folder once."""
+    seen: set[str] = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(top)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(top) / name for name in sorted(names))
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
+
+
+def _looked_at(file: _File, decode: bool) -> str | Fault:
+    """The digest of a usable file, or what is wrong with it."""
+    try:
+        data = images.read_bytes(file.path)
+        images.look(data, decode=decode)
+    except ImageError as error:
+        kind = error.kind
+        if kind == "not an image" and file.path.suffix.lower() in _IMAGE_SUFFIXES:
+            kind = "unreadable"  # it claims to be one
+        return Fault(file.relative, kind, error.detail)
+    return images.digest(data)
+
+
+def _labelled(root: Path, layout: str, seen: list[tuple[_File, str]], faults: list[Fault]) -> Dataset:
+    trained = {file.label for file, _ in seen if file.part != "test"}
+    classes = tuple(sorted(trained))
+    index = {name: i for i, name in enumerate(classes)}
+    locked = {digest for file, digest in seen if file.part == "test"}
+    examples: list[Example] = []
+    warnings: list[str] = []
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    for file, digest in seen:
+        if file.label not in index:
+            faults.append(Fault(file.relative, "class not in training", f"no training image of {file.label!r}"))
+        elif file.part != "test" and digest in locked:
+            faults.append(Fault(file.relative, "also in test", "the same content lies in the test folder"))
+        else:
+            examples.append(Example(file.relative, index[file.label], file.part, digest))
+            labels_of[digest].add(file.label)
+    copies = len(examples) - len(labels_of)
+    if copies:
+        warnings.append(f"{copies} images have the very same content as another; copies are kept on one side.")
+    torn = [names for names in labels_of.values() if len(names) > 1]
+    if torn:
+        warnings.append(
+            f"{len(torn)} images lie in more than one class, for example in {' and '.join(sorted(torn[0]))};"
+            " at most one of these labels can be right."
+        )
+    dataset = Dataset(str(root), layout, classes, tuple(examples), tuple(faults), tuple(warnings))
+    check(dataset)
+    return dataset
+
+
+def _moved(dataset: Dataset, moves: dict[Part, Part]) -> Dataset:
+    return replace(
+        dataset, examples=tuple(replace(e, part=moves.get(e.part, e.part)) for e in dataset.examples)
+    )
+
+
+def _stratified(dataset: Dataset, seed: int) -> set[str]:
+    """Digests of a fifth of the images, class by class."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415 (1.6 s to import)
+
+    label_of = {e.digest: e.label for e in dataset.examples}
+    digests = sorted(label_of)
+    labels = [label_of[d] for d in digests]
+    _, chosen = train_test_split(digests, test_size=LOCK_SHARE, random_state=seed, stratify=labels)
+    return set(chosen)

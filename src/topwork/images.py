@@ -1,0 +1,225 @@
+"""How does a file become the pixels that the network was trained on?
+
+One implementation for training, prediction and evaluation: `load` is the only way in.
+It reads bytes, never trusts the file's name, and returns uint8 RGB; the division by 255 and
+the normalisation belong to the network (engine.py, model.py), so that no two paths can differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from topwork.errors import ImageError
+from topwork.records import Preprocessing
+
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+"""Decoded pixels above which a file is refused: Pillow's own bomb limit, 268 MB as RGB."""
+
+MAX_BYTES = 512 * 2**20
+"""File size above which a file is not even read: no photo within MAX_PIXELS comes near it."""
+
+DRAFT_MARGIN = 2
+"""A JPEG is decoded at reduced scale only while both sides keep this many times the resize target:
+the resize then still filters from twice the pixels it needs (tests/test_images.py pins the difference)."""
+
+FULL_RANGE_16 = 257.0
+"""65535 / 255. 16-bit grey is scaled by its type's full range, not by its content: two files of one
+scanner must stay comparable, and training and prediction must agree on a file alone."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_opening = threading.Lock()  # warnings.catch_warnings is not thread-safe; opening reads only the header
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the header of a usable file says. Sizes in pixels, as stored (before orientation)."""
+
+    format: str
+    mode: str
+    width_px: int
+    height_px: int
+
+
+def digest(data: bytes) -> str:
+    """Name the content of a file: 128-bit BLAKE2b, hexadecimal (collisions are out of reach)."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read one file whole.
+
+    Raises ImageError ("unreadable", "empty", "too large") with the reason.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ImageError("too large", f"{size:,} bytes; at most {MAX_BYTES:,} are read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError("unreadable", error.strerror or str(error)) from error
+    if not data:
+        raise ImageError("empty", "0 bytes")
+    return data
+
+
+def look(data: bytes, *, decode: bool = False) -> ImageFacts:
+    """Say what a file is, or raise ImageError with what is wrong with it.
+
+    Reads the header, checks the pixel limit, and finds files that end early (JPEG without its end
+    marker, PNG with a broken or missing chunk) without decoding; `decode=True` decodes every pixel.
+    Formats other than JPEG and PNG carry no such mark and are always decoded.
+    """
+    image = _open(data)
+    facts = ImageFacts(image.format or "?", image.mode, image.width, image.height)
+    if decode or facts.format not in {"JPEG", "PNG"}:
+        _decoded(image)
+    elif facts.format == "JPEG" and not _jpeg_ends(data):
+        raise ImageError("truncated", "the JPEG data stops before its end marker")
+    elif facts.format == "PNG":
+        try:
+            image.verify()
+        except Exception as error:  # Pillow's plugins raise a dozen types on broken files
+            raise ImageError("truncated", _reason(error)) from error
+    return facts
+
+
+def load(
+    source: bytes | Path | str | Image.Image | NDArray[np.uint8],
+    preprocessing: Preprocessing,
+) -> NDArray[np.uint8]:  # (crop_px, crop_px, 3) RGB
+    """Turn one image into the network's pixels: right side up, RGB, resized and centre-cropped.
+
+    `source` is encoded bytes, a path, a Pillow image, or an (h, w), (h, w, 3) or (h, w, 4) uint8 array.
+    Raises ImageError where there is no usable image.
+    """
+    if isinstance(source, (str, Path)):
+        source = read_bytes(Path(source))
+    if isinstance(source, bytes):
+        image = _open(source)
+        _draft(image, preprocessing)
+    elif isinstance(source, np.ndarray):
+        image = _from_array(source)
+    else:
+        image = source.copy()
+    return frame(to_rgb(_decoded(image)), preprocessing)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring any Pillow mode to upright 8-bit RGB.
+
+    Orientation from EXIF; alpha (also a palette's) over white; 16-bit grey by its full range;
+    32-bit integers are taken for 16-bit values, as scanners and microscopes store them; floats
+    count as 0..1 where they stay within it, else as 0..255.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about orientation; the pixels are fine
+        image.getexif().clear()
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image
+    if mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.float64) / FULL_RANGE_16, 0, 255)
+        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+    if mode == "F":
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        scale = 255.0 if grey.size and grey.min() >= 0 and grey.max() <= 1 else 1.0
+        return Image.fromarray(np.rint(np.clip(grey * scale, 0, 255)).astype(np.uint8)).convert("RGB")
+    if mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        # RGBa and La (premultiplied) know no direct way to RGBA but through their own family.
+        upright = image.convert("RGBA") if mode != "La" else image.convert("LA").convert("RGBA")
+        canvas = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+        canvas.alpha_composite(upright)
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def frame(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resize the shorter side (or squash both) and cut the centre, as torchvision and timm round it."""
+    resize, crop = preprocessing.resize_px, preprocessing.crop_px
+    width, height = image.size
+    if preprocessing.squash:
+        size = (resize, resize)
+    elif width <= height:
+        size = (resize, max(resize, int(resize * height / width)))
+    else:
+        size = (max(resize, int(resize * width / height)), resize)
+    if size != image.size:
+        image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
+    left, top = round((size[0] - crop) / 2.0), round((size[1] - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit below is stricter
+            image = Image.open(BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ImageError("too many pixels", f"more than {MAX_PIXELS:,}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("not an image", f"{len(data):,} bytes in no image format") from error
+    except Exception as error:  # Pillow's plugins raise a dozen types on broken headers
+        raise ImageError("damaged", _reason(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError("too many pixels", f"{image.width} x {image.height}; at most {MAX_PIXELS:,}")
+    return image
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:  # Pillow's plugins raise a dozen types on broken data
+        kind = "truncated" if "truncated" in str(error) else "damaged"
+        raise ImageError(kind, _reason(error)) from error
+    return image
+
+
+def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Let the JPEG decoder skip the detail that the resize would throw away."""
+    wanted = DRAFT_MARGIN * preprocessing.resize_px
+    if image.format == "JPEG" and min(image.size) > wanted and image.mode in {"RGB", "L"}:
+        shrink = wanted / min(image.size)
+        # None keeps the mode: asking for RGB would change how a grey file is decoded.
+        image.draft(None, (round(image.width * shrink), round(image.height * shrink)))  # type: ignore[arg-type]
+
+
+def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in {2, 3} or (pixels.ndim == 3 and pixels.shape[2] not in {3, 4}):
+        raise ImageError(
+            "not an image",
+            f"array of {pixels.dtype} {pixels.shape}; expected uint8 (h, w), (h, w, 3) or (h, w, 4)",
+        )
+    return Image.fromarray(pixels)
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether an end marker follows the scan. Markers are walked, since an EXIF thumbnail has its own."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:  # start of scan: inside it 0xFF is always followed by 0x00 or a restart
+            return data.find(b"\xff\xd9", at) != -1
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # fill bytes and bare markers
+            at += 1 if marker == 0xFF else 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", at) != -1  # an odd stream: leave the verdict to the decoder's own reading
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

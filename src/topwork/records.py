@@ -1,0 +1,293 @@
+"""What are the facts that pass from room to room, and into run.json?
+
+Frozen dataclasses of plain values: no torch, no numpy, no behaviour beyond trivial arithmetic.
+`encode` and `decode` are the only way to and from JSON; decoding validates types and names the field.
+Field by field: docs/run-json.md (a test holds the two together).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from topwork.errors import DataError
+
+SCHEMA = 1
+"""Version of run.json and model.json; a reader refuses a higher one."""
+
+Part = Literal["train", "val", "test"]
+Verdict = Literal["similar", "in between", "different"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What the network expects of its pixels. Sizes in px; mean and std per RGB channel on 0..1."""
+
+    resize_px: int
+    crop_px: int
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    squash: bool = False  # both sides resized to resize_px; else the shorter one
+
+    def at(self, crop_px: int) -> Preprocessing:
+        """The same preprocessing at another input size, with the margin around the crop in proportion."""
+        return replace(self, crop_px=crop_px, resize_px=round(self.resize_px * crop_px / self.crop_px))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One file (or folder) that is left out, and why. `path` is relative to the data's root."""
+
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled image: path relative to the root, index of its class, part, content digest."""
+
+    path: str
+    label: int
+    part: Part
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Every usable image under one root. `classes` is the order of the labels, stored in the model."""
+
+    root: str
+    layout: str
+    classes: tuple[str, ...]
+    examples: tuple[Example, ...]
+    faults: tuple[Fault, ...]
+    warnings: tuple[str, ...]
+
+    def part(self, *parts: Part) -> tuple[Example, ...]:
+        """The examples of the given parts, in order."""
+        return tuple(e for e in self.examples if e.part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCount:
+    """Usable images of one class per part."""
+
+    name: str
+    train: int
+    val: int
+    test: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What came in, as run.json keeps it."""
+
+    root: str
+    layout: str
+    classes: tuple[ClassCount, ...]
+    faults: tuple[Fault, ...]
+    locked: str  # what the result is measured on: "test folder", "held-out part" or "out-of-sample"
+    seed: int
+    fingerprint: str  # digest over all contents, labels and parts
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A place where one tensor carries everything onward. Sizes are per image at the backbone's input."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    params: int  # of the kept layers, up to and including this cut
+    macs: int  # multiply-adds of the kept layers
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFacts:
+    """Which pretrained network, with which weights, where it can be cut."""
+
+    name: str
+    weights: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    params: int
+    macs: int
+    source_classes: int  # 0 where the weights came without the classifier
+    cuts: tuple[Cut, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A share in 0..1 with its 95% interval, the images behind it, and what it was measured on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
+class CutScore:
+    """What was measured at one cut. Accuracies are leave-one-out (method: docs/method.md)."""
+
+    cut: str
+    cost_share: float  # measured seconds of the kept layers over those of the whole backbone, 0..1
+    accuracy: float
+    low: float
+    high: float
+    deficit: float  # accuracy of the best cut minus this one's, on the same images
+    deficit_low: float
+    deficit_high: float
+    dims: int
+    ridge: float  # the ridge penalty chosen, as a multiple of trace(X'X) / d
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """How near the new task is to what the backbone was trained for, and the evidence."""
+
+    verdict: Verdict
+    reason: str
+    early_accuracy: float  # at the first cut
+    best_accuracy: float
+    last_accuracy: float
+    last_deficit: float  # of the last cut to the best, with its 95% interval
+    last_deficit_low: float
+    last_deficit_high: float
+    neighbour_accuracy: float  # leave-one-out k-nearest-neighbour at the last cut
+    source_confidence: float | None  # mean top probability among the backbone's own classes
+    source_spread: float | None  # effective number of its classes in use, over their number
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What should be done, and why, in words."""
+
+    backbone: str
+    cut: str
+    best_cut: str
+    strategy: Literal["head"]
+    delta: float  # accuracy that a cheaper cut may cost, 0..1
+    decided: bool
+    more_images: int | None  # about how many more labelled images would decide; None where decided
+    kept_cost: float
+    similarity: Similarity
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFacts:
+    """Which linear head was fitted, and what it was weighed against on the same folds."""
+
+    kind: Literal["ridge", "logistic"]
+    penalty: float
+    temperature: float
+    ridge_accuracy: float  # out of fold
+    logistic_accuracy: float | None  # out of fold; None where it was not tried
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """One class: recall with its 95% interval, precision, F1; `n` true images, `predicted` given to it."""
+
+    name: str
+    n: int
+    predicted: int
+    recall: float
+    recall_low: float
+    recall_high: float
+    precision: float | None  # None where nothing was given to the class
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How good the model is. confusion[true][predicted] counts images."""
+
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    naive_accuracy: float  # before the correction for picking the best of many
+    log_loss: float
+    calibration_error: float  # expected calibration error, 15 bins of equal count
+    per_class: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Where the time went. Seconds of wall clock; 1 FE = decoding plus one forward pass of everything."""
+
+    seconds: dict[str, float]
+    total_seconds: float
+    fe_seconds: float
+    cost_fe: float
+    images_passed: int  # images that went through the backbone in this run; the rest came from the cache
+    cache_bytes_per_image: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """run.json: every fact of a run."""
+
+    schema: int
+    topwork: str
+    created: str  # UTC, ISO 8601
+    name: str
+    data: DataFacts
+    backbone: BackboneFacts
+    scores: tuple[CutScore, ...]
+    plan: Plan
+    head: HeadFacts
+    metrics: Metrics
+    spending: Spending
+    engine: str
+    versions: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """model.json: all that prediction needs besides the tensors."""
+
+    schema: int
+    topwork: str
+    backbone: str
+    fingerprint: str
+    cut: str
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    temperature: float
+    channels: int
+    head: str
+    kept_cost: float
+    accuracy: Estimate
+    versions: dict[str, str]
+
+
+T = TypeVar("T")
+
+
+def encode(record: Any) -> bytes:
+    """JSON of a record or of plain values, indented, UTF-8, newline at the end. NaN becomes null."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+
+
+def decode(data: bytes, kind: type[T], *, where: str) -> T:
+    """Read a record back; raises DataError naming the file and the field where it does not fit."""
+    try:
+        schema = msgspec.json.decode(data).get("schema", 0)
+        if schema > SCHEMA:
+            raise DataError(
+                f"{where}: written by a newer topwork (schema {schema}, this one reads up to {SCHEMA});"
+                " upgrade with: pip install --upgrade topwork"
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, AttributeError) as error:
+        raise DataError(f"{where}: not a {kind.__name__} file: {error}") from error

@@ -1,0 +1,49 @@
+"""How sure can one be of a share, or of the difference of two?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z95 = 1.959964
+"""Two-sided 95% quantile of the normal distribution."""
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """95% interval of a share of n independent images (Wilson, 1927): holds near 0 and 1, and for small n.
+
+    `share` need not be a multiple of 1/n. Returns (low, high); (0, 1) for n = 0.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    z2 = Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def paired_errors(
+    differences: NDArray[np.float64],  # (n, k) per image, for each of k comparisons
+    groups: NDArray[np.int64] | None = None,  # (n,) images of one group count as one draw
+) -> NDArray[np.float64]:  # (k,) standard error of each mean
+    """Standard error of a mean of paired differences: sd(d) / sqrt(n), between groups where there are any.
+
+    With groups: the cluster-robust error, sqrt(G/(G-1) sum_g (sum_{i in g} d_i - mean)^2) / n.
+    """
+    n = len(differences)
+    if n < 2:
+        return np.full(differences.shape[1], np.inf)
+    centred = differences - differences.mean(axis=0)
+    if groups is None or len(np.unique(groups)) == n:
+        sums, count = centred, n
+    else:
+        _, index = np.unique(groups, return_inverse=True)
+        count = int(index.max()) + 1
+        sums = np.zeros((count, differences.shape[1]))
+        np.add.at(sums, index, centred)
+    if count < 2:
+        return np.full(differences.shape[1], np.inf)
+    result: NDArray[np.float64] = np.sqrt(count / (count - 1) * (sums**2).sum(axis=0)) / n
+    return result
