@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,17 +58,30 @@ def read_folder(root: Path, *, decode: bool = False, watch: Watch = SILENT) -> D
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one folder per class, or train/ and test/ of such")
     files, faults, layout = _listed(root)
-    watch.begin("look", len(files))
-    examples: list[tuple[_File, str]] = []
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for file, seen in zip(files, pool.map(lambda f: _looked_at(f, decode), files), strict=True):
-            if isinstance(seen, Fault):
-                faults.append(seen)
-            else:
-                examples.append((file, seen))
-            watch.advance()
-    watch.end()
-    return _labelled(root, layout, examples, faults)
+    good, more = _usable(files, decode=decode, watch=watch)
+    return _labelled(root, layout, good, faults + more)
+
+
+def read_held_out(root: Path, classes: tuple[str, ...], *, watch: Watch = SILENT) -> Dataset:
+    """Labelled images for judging a model that knows `classes`; the labels keep the model's order.
+
+    Reads a folder per class, or the test part of train/, val/, test/ folders. Folders of other
+    classes are left out and listed. Raises DataError where nothing is left.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected one folder per class")
+    files, faults, layout = _listed(root)
+    if any(f.part == "test" for f in files):
+        files = [f for f in files if f.part == "test"]
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({f.label for f in files} - index.keys())
+    faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
+    files = [f for f in files if f.label in index]
+    good, more = _usable(files, decode=False, watch=watch)
+    examples = tuple(Example(f.relative, index[f.label], "test", d) for f, d in good)
+    if not examples:
+        raise DataError(f"{root}: no usable image of the classes {', '.join(classes)}" + _fault_lines(faults + more))
+    return Dataset(str(root), layout, classes, examples, (*faults, *more), ())
 
 
 def without(dataset: Dataset, faults: tuple[Fault, ...]) -> Dataset:
@@ -129,15 +142,20 @@ def check(dataset: Dataset) -> None:
         if counts[i] < 2
     ]
     if problems:
-        shown = [f"  {f.path}: {f.kind} ({f.detail})" for f in dataset.faults[:10]]
-        more = f"\n  ... and {len(dataset.faults) - 10} more" if len(dataset.faults) > 10 else ""
-        left_out = f"\nLeft out ({len(dataset.faults)}):\n" + "\n".join(shown) + more if shown else ""
         raise DataError(
             f"{dataset.root}: cannot be learnt from:\n  "
             + "\n  ".join(problems)
             + "\nExpected one folder per class with its images inside."
-            + left_out
+            + _fault_lines(dataset.faults)
         )
+
+
+def _fault_lines(faults: Sequence[Fault], most: int = 10) -> str:
+    if not faults:
+        return ""
+    shown = [f"  {f.path}: {f.kind} ({f.detail})" for f in faults[:most]]
+    more = [f"  ... and {len(faults) - most} more"] if len(faults) > most else []
+    return "\n".join([f"\nLeft out ({len(faults)}):", *shown, *more])
 
 
 def _listed(root: Path) -> tuple[list[_File], list[Fault], str]:
@@ -193,6 +211,22 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders.sort()
         yield from (Path(top) / name for name in sorted(names))
+
+
+def _usable(files: list[_File], *, decode: bool, watch: Watch) -> tuple[list[tuple[_File, str]], list[Fault]]:
+    """Look at files in threads: the usable ones with their digests, and what is wrong with the others."""
+    good: list[tuple[_File, str]] = []
+    faults: list[Fault] = []
+    watch.begin("look", len(files))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for file, seen in zip(files, pool.map(lambda f: _looked_at(f, decode), files), strict=True):
+            if isinstance(seen, Fault):
+                faults.append(seen)
+            else:
+                good.append((file, seen))
+            watch.advance()
+    watch.end()
+    return good, faults
 
 
 def _hidden(path: Path) -> bool:

@@ -90,7 +90,7 @@ def measure(
     kept = [e for e in examples if e.digest not in faults]
     places = np.array([where[bytes.fromhex(e.digest)] for e in kept], dtype=np.int64).reshape(-1, 2)
     n_cuts = len(backbone.cuts)
-    timing = _timing(shards)
+    timing = _timing(shards, len(backbone.chain.segments))
     forward = timing[1:]
     return Features(
         tuple(c.name for c in backbone.cuts),
@@ -212,9 +212,9 @@ class _Writer:
         timing = np.concatenate([[decode], forward])
         self._rows += len(digests)
         self._timing = timing if self._timing is None else self._timing + timing
-        (self.folder / "timing.json").write_bytes(
-            msgspec.json.encode({"rows": self._rows, "seconds": self._timing.tolist()})
-        )
+        aside = self.folder / "timing.json.new"
+        aside.write_bytes(msgspec.json.encode({"rows": self._rows, "seconds": self._timing.tolist()}))
+        aside.replace(self.folder / "timing.json")  # a kill in between must not cost the shard
 
     def __exit__(self, kind: object, *_: object) -> None:
         for file in [*self._columns, self._index]:
@@ -265,8 +265,10 @@ def _gather(
     return out
 
 
-def _timing(shards: Sequence[_Shard]) -> NDArray[np.float64]:
-    """Seconds per image over all shards, weighted by their rows."""
+def _timing(shards: Sequence[_Shard], segments: int) -> NDArray[np.float64]:
+    """Seconds per image over all shards, weighted by their rows: decoding, then each segment."""
+    if not shards:  # no image could be decoded; the caller says so
+        return np.full(1 + segments, np.nan)
     rows = np.array([len(s.digests) for s in shards], dtype=np.float64)
     mean: NDArray[np.float64] = np.average(np.stack([s.timing for s in shards]), axis=0, weights=rows)
     return mean

@@ -1,0 +1,47 @@
+"""topwork: image classifiers from pretrained CNNs, decided by measuring."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
+    from topwork.model import Model, Prediction, load
+    from topwork.workflow import Run, check, fit, judge, load_run, measure
+
+_HOMES = {
+    "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
+    "TopworkError": "errors", "UsageError": "errors",
+    "Model": "model", "Prediction": "model", "load": "model",
+    "Run": "workflow", "check": "workflow", "fit": "workflow", "judge": "workflow", "load_run": "workflow",
+    "measure": "workflow",
+}  # fmt: skip
+
+__all__ = [
+    "BackboneError",
+    "DataError",
+    "ImageError",
+    "MissingError",
+    "Model",
+    "Prediction",
+    "Run",
+    "TopworkError",
+    "UsageError",
+    "check",
+    "fit",
+    "judge",
+    "load",
+    "load_run",
+    "measure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'topwork' has no attribute {name!r}")
+    return getattr(import_module(f"topwork.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

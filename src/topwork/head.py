@@ -1,0 +1,226 @@
+"""Which linear head goes on the chosen cut?
+
+Ridge is there already, in closed form. Multinomial logistic regression is fitted on the same
+features and the same folds, and kept only where it is right more often. A temperature, fitted on
+out-of-fold scores, makes either one's scores probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
+
+from topwork.probe import Factors, Floats, Ints, Probe, Standardised, factor, probe, weights
+from topwork.records import HeadFacts
+
+FOLDS = 5
+LOGISTIC_PENALTIES = 10.0 ** np.arange(0.5, -4.1, -0.5)
+"""Multiples of trace(X'X) / d, strong to weak, each started from the one before. The path ends where
+the out-of-fold loss rises: it is a valley."""
+
+CURVATURE = 0.1
+"""Typical p (1 - p) of a fitted softmax; only sets the preconditioner, so the speed, never the result."""
+
+LOGISTIC_VALUES = 40_000_000
+"""n x d above which only ridge is fitted: each of a few hundred steps reads all of it several times."""
+
+MAX_STEPS = 100  # L-BFGS steps per penalty; warm starts rarely need 20
+BIG = 60.0  # distance in logits to a class that a fold has never seen
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head on raw pooled features x: logits = (x @ weight + bias) / temperature."""
+
+    weight: NDArray[np.float32]  # (d, C)
+    bias: NDArray[np.float32]  # (C,)
+    temperature: float
+    facts: HeadFacts
+    scores: Floats  # (n, C) out-of-fold logits before the temperature, for honest metrics
+    ridge_folds: NDArray[np.bool_]  # (n,) ridge's out-of-fold correctness on the same folds
+    correct: NDArray[np.bool_]  # (n, P) out-of-fold, one column per penalty that logistic tried
+    loss: NDArray[np.float32]  # (n, P) their log-losses; P = 0 where only ridge was fitted
+
+
+def folds(labels: Ints, groups: Ints | None, seed: int, k: int = FOLDS) -> Ints:
+    """A fold number per image: stratified, a group whole in one fold, the same for the same seed.
+
+    Within each class its groups, shuffled, are dealt out in turn, going on where the last class ended.
+    """
+    n = len(labels)
+    groups = np.arange(n) if groups is None else groups
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    dealt = np.empty(len(first), dtype=np.int64)
+    start = 0
+    for label in np.unique(labels[first]):
+        mine = rng.permutation(np.flatnonzero(labels[first] == label))
+        dealt[mine] = (start + np.arange(len(mine))) % k
+        start += len(mine)
+    result: Ints = dealt[member]
+    return result
+
+
+def fit(
+    x: NDArray[np.float32],  # (n, d) pooled features at the chosen cut
+    labels: Ints,
+    classes: int,
+    loo: Probe,  # of the same features
+    *,
+    groups: Ints | None,
+    seed: int,
+) -> Head:
+    """Fit ridge and, where it is affordable, logistic regression; keep the one that is right more often."""
+    standard = Standardised.of(x)
+    factors = factor(x, standard)
+    penalty = float(loo.penalties[loo.best])
+    fold = folds(labels, groups, seed)
+    alone = np.array([penalty])
+    ridge = probe(x, labels, classes, groups=fold, penalties=alone, standard=standard, factors=factors)
+    ridge_accuracy = float(ridge.correct.mean())
+    path = _path(x, labels, classes, fold, standard, factors) if x.size <= LOGISTIC_VALUES else None
+    if path is None:
+        reason = f"ridge: logistic regression is not tried on more than {LOGISTIC_VALUES:,} feature values"
+    else:
+        best = int(path.loss.mean(axis=0).argmin())
+        accuracy = float(path.correct[:, best].mean())
+        if accuracy > ridge_accuracy:
+            reason = (
+                f"logistic regression: right on {accuracy:.1%} out of fold, ridge on {ridge_accuracy:.1%}"
+                " of the same folds"
+            )
+            logistic_penalty = float(LOGISTIC_PENALTIES[best])
+            w, b = _refit(x, labels, classes, best, standard, factors)
+            facts = HeadFacts("logistic", logistic_penalty, 1.0, ridge_accuracy, accuracy, reason)
+            return _head(w, b, standard, path.scores[best], labels, facts, ridge.correct[:, 0], path)
+        reason = (
+            f"ridge: right on {ridge_accuracy:.1%} out of fold, logistic regression on {accuracy:.1%}"
+            " of the same folds"
+        )
+    w, b = weights(x, labels, classes, penalty, standard, factors)
+    facts = HeadFacts("ridge", penalty, 1.0, ridge_accuracy, None if path is None else accuracy, reason)
+    return _head(w, b, standard, loo.scores.astype(np.float64), labels, facts, ridge.correct[:, 0], path)
+
+
+def temperature(scores: Floats, labels: Ints) -> float:  # (n, C)
+    """The T that minimises the log-loss of softmax(scores / T) (Guo et al., ICML 2017)."""
+    rows = np.arange(len(labels))
+
+    def loss(log_t: float) -> float:
+        return -float(log_softmax(scores / np.exp(log_t), axis=1)[rows, labels].mean())
+
+    # Ridge scores live on 0..1 and want T near 0.1; logits of an overfitted head want T of a few.
+    found = minimize_scalar(loss, bounds=(np.log(1e-3), np.log(1e2)), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x))
+
+
+@dataclass(frozen=True)
+class _Path:
+    scores: list[Floats]  # per penalty (n, C) out-of-fold logits
+    correct: NDArray[np.bool_]  # (n, P)
+    loss: NDArray[np.float32]  # (n, P)
+
+
+def _path(
+    x: NDArray[np.float32], labels: Ints, classes: int, fold: Ints, standard: Standardised, factors: Factors
+) -> _Path:
+    """Out-of-fold logits along the penalties."""
+    u = _left(x, standard, factors)
+    n, rows = len(labels), np.arange(len(labels))
+    walks = []
+    for k in range(FOLDS):
+        train = np.flatnonzero(fold != k)
+        walks.append(_walk(u[train], factors.s, labels[train], classes, factors.unit * len(train) / n))
+    scores: list[Floats] = []
+    losses: list[Floats] = []
+    for _ in LOGISTIC_PENALTIES:
+        out = np.empty((n, classes))
+        for k, walk in enumerate(walks):
+            w, b = next(walk)
+            out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
+        scores.append(out)
+        losses.append(-log_softmax(out, axis=1)[rows, labels])
+        means = [float(loss.mean()) for loss in losses]
+        if len(means) >= 2 and means[-1] > means[-2]:
+            break
+    correct = np.stack([s.argmax(axis=1) == labels for s in scores], axis=1)
+    return _Path(scores, correct, np.stack(losses, axis=1).astype(np.float32))
+
+
+def _walk(
+    u: NDArray[np.float32], s: Floats, labels: Ints, classes: int, unit: float
+) -> Iterator[tuple[Floats, Floats]]:
+    """(W, b) for each penalty in turn, each started from the last; W in the coordinates U sqrt(s).
+
+    Minimises sum_i log-loss_i + penalty * unit / 2 * ||W||^2, the bias free, by L-BFGS in coordinates
+    in which the curvature is about the same everywhere. Classes that have no row here are left out
+    of the fit and scored far below the others.
+    """
+    present = np.unique(labels)
+    n, r, c = len(u), u.shape[1], len(present)
+    one_hot = np.eye(c, dtype=np.float32)[np.searchsorted(present, labels)]
+    w, b = np.zeros((r, c)), np.log(one_hot.mean(axis=0, dtype=np.float64))
+
+    def loss(theta: Floats, stretch: Floats, ridge: Floats) -> tuple[float, Floats]:
+        v, bias = theta[: r * c].reshape(r, c), theta[r * c :]
+        logits = u @ (stretch * v).astype(np.float32) + bias.astype(np.float32)
+        log_p = log_softmax(logits, axis=1)
+        delta = np.exp(log_p) - one_hot
+        value = -float(log_p[one_hot > 0].sum(dtype=np.float64)) + float((ridge * v**2).sum()) / 2
+        gradient = stretch * (u.T @ delta) + ridge * v
+        return value / n, np.concatenate([gradient.ravel(), delta.sum(axis=0)]).astype(np.float64) / n
+
+    for penalty in LOGISTIC_PENALTIES:
+        strength = penalty * unit
+        even = np.sqrt(CURVATURE * s + strength)[:, None]  # W = V / even
+        found = minimize(
+            loss, np.concatenate([(w * even).ravel(), b]), jac=True, method="L-BFGS-B",
+            args=(np.sqrt(s)[:, None] / even, strength / even**2),
+            options={"maxiter": MAX_STEPS, "gtol": 1e-4, "ftol": 1e-6},
+        )  # fmt: skip
+        w, b = found.x[: r * c].reshape(r, c) / even, found.x[r * c :]
+        whole_w, whole_b = np.zeros((r, classes)), np.full(classes, -BIG)
+        whole_w[:, present], whole_b[present] = w, b
+        yield whole_w, whole_b
+
+
+def _refit(
+    x: NDArray[np.float32], labels: Ints, classes: int, best: int, standard: Standardised, factors: Factors
+) -> tuple[Floats, Floats]:
+    walk = _walk(_left(x, standard, factors), factors.s, labels, classes, factors.unit)
+    w, b = next(islice(walk, best, None))
+    if factors.v is not None:
+        return factors.v @ w, b
+    assert factors.u is not None
+    return standard(x).T @ (factors.u @ (w / np.sqrt(factors.s)[:, None])), b  # X' U / sqrt(s) = V
+
+
+def _left(x: NDArray[np.float32], standard: Standardised, factors: Factors) -> NDArray[np.float32]:
+    """U: the rows in at most n coordinates. An L2 penalty does not see the rotation: the fit is the same."""
+    u = factors.u if factors.u is not None else factors.left(standard(x), slice(None))
+    return u.astype(np.float32)
+
+
+def _head(
+    w: Floats, b: Floats, standard: Standardised, scores: Floats, labels: Ints, facts: HeadFacts,
+    ridge_folds: NDArray[np.bool_], path: _Path | None,
+) -> Head:  # fmt: skip
+    n = len(labels)
+    t = temperature(scores, labels)
+    folded = w / standard.scale[:, None]
+    return Head(
+        folded.astype(np.float32),
+        (b - standard.mean @ folded).astype(np.float32),
+        t,
+        HeadFacts(facts.kind, facts.penalty, t, facts.ridge_accuracy, facts.logistic_accuracy, facts.reason),
+        scores,
+        ridge_folds,
+        np.zeros((n, 0), dtype=bool) if path is None else path.correct,
+        np.zeros((n, 0), dtype=np.float32) if path is None else path.loss,
+    )

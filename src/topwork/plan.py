@@ -1,0 +1,199 @@
+"""So what should be done, and why?
+
+A pure function of measurements: no files, no clock, no network. The choice is the cheapest cut whose
+paired deficit to the best has a 95% upper bound of at most delta; where the data cannot tell, the
+plan says so, and how many more images would.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.records import CutScore, Plan, Similarity, Verdict
+from topwork.statistics import Z95, paired_errors, wilson
+
+Floats = NDArray[np.float64]
+
+DELTA = 0.01
+"""Accuracy that a cheaper model may cost: one point."""
+
+CONFIDENT = 0.5
+"""Mean top probability among the backbone's own classes from which a task counts as similar, if the
+depth curve agrees (bench/depth.py prints it for every set)."""
+
+MOST_MORE = 100
+"""More than this many times the images at hand is no advice; then the plan says that they are equal."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured. Cuts in order from input to output; n images, K cuts."""
+
+    backbone: str
+    cuts: tuple[str, ...]
+    cost_shares: tuple[float, ...]  # (K,) of the whole backbone's forward time, rising
+    correct: NDArray[np.bool_]  # (n, K) leave-one-out, each cut at its own penalty
+    groups: NDArray[np.int64] | None = None  # (n,) images that are not independent
+    neighbour_accuracy: float = math.nan
+    source_confidence: float | None = None
+    source_spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Deficits:
+    """Accuracy of the best cut minus each cut's, on the same images, with 95% bounds: (K,) each."""
+
+    best: int
+    value: Floats
+    low: Floats
+    high: Floats
+    error: Floats
+
+
+def deficits(correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Deficits:
+    """Paired comparison of every cut with the best one; the earlier one where two are equally good."""
+    best = int(correct.mean(axis=0).argmax())
+    difference = correct[:, [best]].astype(np.float64) - correct
+    value = difference.mean(axis=0)
+    error = paired_errors(difference, groups)
+    return Deficits(best, value, value - Z95 * error, value + Z95 * error, error)
+
+
+def cheapest(high: Floats, delta: float) -> int:
+    """The first cut whose deficit is at most delta with 95% confidence (the best one always is)."""
+    return int(np.flatnonzero(high <= delta + 1e-12)[0])
+
+
+def scores(evidence: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...]) -> tuple[CutScore, ...]:
+    """The depth table: one row per cut."""
+    d = deficits(evidence.correct, evidence.groups)
+    n = _independent(evidence)
+    rows = []
+    for k, cut in enumerate(evidence.cuts):
+        accuracy = float(evidence.correct[:, k].mean())
+        low, high = wilson(accuracy, n)
+        rows.append(
+            CutScore(
+                cut, evidence.cost_shares[k], accuracy, low, high,
+                float(d.value[k]), float(d.low[k]), float(d.high[k]), dims[k], ridges[k],
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def decide(evidence: Evidence, *, delta: float = DELTA) -> Plan:
+    """Backbone, cut and strategy, each with the measurement behind it."""
+    d = deficits(evidence.correct, evidence.groups)
+    chosen = cheapest(d.high, delta)
+    similarity = _similarity(evidence, d)
+    undecided = _undecided(evidence, d, chosen, delta)
+    reasons = [_cut_reason(evidence, d, chosen, delta)]
+    if undecided is not None:
+        reasons.append(undecided[1])
+    reasons.append(similarity.reason)
+    reasons.append("Head only: the kept layers stay as they were learnt, so each image passes through them once.")
+    return Plan(
+        evidence.backbone, evidence.cuts[chosen], evidence.cuts[d.best], "head", delta,
+        undecided is None, None if undecided is None else undecided[0],
+        evidence.cost_shares[chosen], similarity, tuple(reasons),
+    )  # fmt: skip
+
+
+def _cut_reason(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> str:
+    name, best = evidence.cuts[chosen], evidence.cuts[d.best]
+    accuracy = evidence.correct.mean(axis=0)
+    cost = f"{evidence.cost_shares[chosen]:.0%} of the backbone's cost"
+    if chosen == d.best:
+        text = f"Cut after {name}: the best place, {accuracy[chosen]:.1%} right leave-one-out, at {cost}."
+        if chosen:
+            text += f" No cheaper cut is shown to be within {_points(delta)} of it."
+        return text
+    return (
+        f"Cut after {name}: the cheapest place within {_points(delta)} of the best ({best}, {accuracy[d.best]:.1%});"
+        f" it is right on {accuracy[chosen]:.1%}, and its deficit of {_points(d.value[chosen])} is at most"
+        f" {_points(d.high[chosen])} with 95% confidence. It keeps {cost}."
+    )
+
+
+def _undecided(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> tuple[int | None, str] | None:
+    """How many more images would decide, and the sentence; None where the data can tell.
+
+    Open are the cheaper cuts that are neither shown to be within delta nor shown to be worse. Of these
+    the one that would be decided soonest is quoted: an interval of half-width |delta - deficit| needs
+    (1.96 sd / |delta - deficit|)^2 images, which is method.md's (1.96 sd / delta)^2 at no deficit.
+    """
+    n = len(evidence.correct)
+    still_open = [k for k in range(chosen) if d.low[k] <= delta < d.high[k]]
+    if not still_open:
+        return None
+    if not np.isfinite(d.error[still_open]).all():
+        return None, "Undecided: two images cannot tell cuts apart."
+    margin = np.abs(delta - d.value[still_open])
+    with np.errstate(divide="ignore"):
+        more = (Z95 * d.error[still_open] * math.sqrt(n) / margin) ** 2 - n
+    pick = int(np.argmin(more))
+    k = still_open[pick]
+    names = evidence.cuts[k] if len(still_open) == 1 else f"{evidence.cuts[k]} and {len(still_open) - 1} others"
+    text = (
+        f"Undecided whether a cheaper cut would do: {names} may be within {_points(delta)} or not"
+        f" (deficit of {evidence.cuts[k]} {_points(d.value[k])}, 95% interval {_points(d.low[k])} to"
+        f" {_points(d.high[k])})"
+    )
+    if more[pick] > MOST_MORE * n:
+        return None, text + "; no realistic number of images would tell."
+    count = _rounded(max(1.0, float(more[pick])))
+    return count, text + f"; about {count} more images would tell."
+
+
+def _similarity(evidence: Evidence, d: Deficits) -> Similarity:
+    """In words: does accuracy still rise at the last cut, and does the backbone recognise its own classes?"""
+    accuracy = evidence.correct.mean(axis=0)
+    last = len(evidence.cuts) - 1
+    peaks_early = d.low[last] > 0  # the last cut is shown to be worse than an earlier one
+    confidence, spread = evidence.source_confidence, evidence.source_spread
+    if peaks_early:
+        verdict: Verdict = "different" if confidence is None or confidence < CONFIDENT else "in between"
+        text = (
+            f"accuracy peaks at {evidence.cuts[d.best]} and falls to {accuracy[last]:.1%} at the last cut:"
+            " the last layers serve the old task"
+        )
+    elif confidence is None:
+        verdict = "in between"
+        text = f"accuracy does not fall towards the last cut ({accuracy[last]:.1%})"
+    else:
+        verdict = "similar" if confidence >= CONFIDENT else "in between"
+        text = f"accuracy holds up to the last cut ({accuracy[last]:.1%})"
+    if confidence is not None and spread is not None:
+        text += (
+            f"; the backbone gives one of its own classes {confidence:.0%} on average"
+            f" and uses {spread:.0%} of them"
+        )
+    reason = {
+        "similar": "The task is similar to what the backbone was trained for",
+        "in between": "The task lies in between, neither like the backbone's own nor far from it",
+        "different": "The task is different from what the backbone was trained for",
+    }[verdict]
+    return Similarity(
+        verdict, f"{reason}: {text}.", float(accuracy[0]), float(accuracy[d.best]), float(accuracy[last]),
+        float(d.value[last]), float(d.low[last]), float(d.high[last]),
+        evidence.neighbour_accuracy, confidence, spread,
+    )  # fmt: skip
+
+
+def _independent(evidence: Evidence) -> int:
+    return len(evidence.correct) if evidence.groups is None else len(np.unique(evidence.groups))
+
+
+def _points(share: float) -> str:
+    points = 100 * share
+    return f"{points:.1f} point{'' if abs(points - 1) < 0.05 else 's'}"
+
+
+def _rounded(count: float) -> int:
+    """Two significant digits: more would pretend."""
+    digits = max(0, int(math.floor(math.log10(count))) - 1)
+    return int(math.ceil(count / 10**digits) * 10**digits)
