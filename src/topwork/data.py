@@ -277,9 +277,7 @@ def _labelled(root: Path, layout: str, seen: list[tuple[_File, str]], faults: li
 
 
 def _moved(dataset: Dataset, moves: dict[Part, Part]) -> Dataset:
-    return replace(
-        dataset, examples=tuple(replace(e, part=moves.get(e.part, e.part)) for e in dataset.examples)
-    )
+    return replace(dataset, examples=tuple(replace(e, part=moves.get(e.part, e.part)) for e in dataset.examples))
 
 
 def _stratified(dataset: Dataset, seed: int) -> set[str]:

@@ -86,7 +86,7 @@ def prepare(segment: fx.GraphModule) -> fx.GraphModule:
         # timm's BatchNormAct2d carries its activation inside; what is left of it is just that.
         _replace(frozen, node.target, getattr(norm, "act", nn.Identity()))
     frozen.requires_grad_(False)
-    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return frozen.to(memory_format=torch.channels_last)
 
 
 def pool(maps: Tensor) -> Tensor:  # (b, c, h, w)

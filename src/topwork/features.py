@@ -240,9 +240,7 @@ def _open_shard(folder: Path, widths: Sequence[int]) -> _Shard | None:
     if n == 0:
         return None
     records = [index[i * _RECORD : (i + 1) * _RECORD] for i in range(n)]
-    shard = _Shard(
-        folder, tuple(r[:16] for r in records), np.array(facts["seconds"]) / facts["rows"], tuple(widths)
-    )
+    shard = _Shard(folder, tuple(r[:16] for r in records), np.array(facts["seconds"]) / facts["rows"], tuple(widths))
     if (folder / "complete").exists():
         return shard
     # Interrupted, perhaps by a power cut: rows are believed up to the first that fails its check.
@@ -254,9 +252,7 @@ def _open_shard(folder: Path, widths: Sequence[int]) -> _Shard | None:
     return _Shard(folder, shard.digests[:n], shard.timing, shard.widths) if n else None
 
 
-def _gather(
-    shards: Sequence[_Shard], places: NDArray[np.int64], k: int, width: int
-) -> NDArray[np.float32]:
+def _gather(shards: Sequence[_Shard], places: NDArray[np.int64], k: int, width: int) -> NDArray[np.float32]:
     out = np.empty((len(places), width), dtype=np.float32)
     for i, shard in enumerate(shards):
         mine = np.flatnonzero(places[:, 0] == i)

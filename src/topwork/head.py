@@ -100,8 +100,7 @@ def fit(
             facts = HeadFacts("logistic", logistic_penalty, 1.0, ridge_accuracy, accuracy, reason)
             return _head(w, b, standard, path.scores[best], labels, facts, ridge.correct[:, 0], path)
         reason = (
-            f"ridge: right on {ridge_accuracy:.1%} out of fold, logistic regression on {accuracy:.1%}"
-            " of the same folds"
+            f"ridge: right on {ridge_accuracy:.1%} out of fold, logistic regression on {accuracy:.1%} of the same folds"
         )
     w, b = weights(x, labels, classes, penalty, standard, factors)
     facts = HeadFacts("ridge", penalty, 1.0, ridge_accuracy, None if path is None else accuracy, reason)

@@ -114,7 +114,7 @@ def load(
     elif isinstance(source, np.ndarray):
         image = _from_array(source)
     else:
-        image = source.copy()
+        image = _decoded(source).copy()  # the caller's image stays as it is
     return frame(to_rgb(_decoded(image)), preprocessing)
 
 
@@ -149,15 +149,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def frame(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize the shorter side (or squash both) and cut the centre, as torchvision and timm round it."""
+    """Resize the shorter side (or squash both) and cut the centre, as torchvision and timm round it.
+
+    Raises ImageError for a picture without pixels, and for a strip so long that its resized form
+    would exceed MAX_PIXELS.
+    """
     resize, crop = preprocessing.resize_px, preprocessing.crop_px
     width, height = image.size
+    if not width or not height:
+        raise ImageError("empty", f"{width} x {height} pixels")
     if preprocessing.squash:
         size = (resize, resize)
     elif width <= height:
         size = (resize, max(resize, int(resize * height / width)))
     else:
         size = (max(resize, int(resize * width / height)), resize)
+    if size[0] * size[1] > MAX_PIXELS:  # a file of 1 x 100,000 px would become 20 GB here
+        resized = f"{width} x {height} resized to {size[0]} x {size[1]}"
+        raise ImageError("too many pixels", f"{resized}; at most {MAX_PIXELS:,}")
     if size != image.size:
         image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
     left, top = round((size[0] - crop) / 2.0), round((size[1] - crop) / 2.0)
@@ -195,7 +204,7 @@ def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
     if image.format == "JPEG" and min(image.size) > wanted and image.mode in {"RGB", "L"}:
         shrink = wanted / min(image.size)
         # None keeps the mode: asking for RGB would change how a grey file is decoded.
-        image.draft(None, (round(image.width * shrink), round(image.height * shrink)))  # type: ignore[arg-type]
+        image.draft(None, (round(image.width * shrink), round(image.height * shrink)))
 
 
 def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -214,7 +223,7 @@ def _jpeg_ends(data: bytes) -> bool:
         marker = data[at + 1]
         if marker == 0xDA:  # start of scan: inside it 0xFF is always followed by 0x00 or a restart
             return data.find(b"\xff\xd9", at) != -1
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # fill bytes and bare markers
+        if marker in {0xFF, 0x01} or 0xD0 <= marker <= 0xD8:  # fill bytes and bare markers
             at += 1 if marker == 0xFF else 2
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -119,9 +119,7 @@ class Model:
         )  # fmt: skip
 
 
-def create(
-    facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]
-) -> Model:
+def create(facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Model:
     """A model from a backbone and a head: weight (2 channels, C), bias (C,)."""
     return Model(facts, backbone, torch.from_numpy(weight), torch.from_numpy(bias))
 

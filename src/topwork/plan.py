@@ -168,10 +168,7 @@ def _similarity(evidence: Evidence, d: Deficits) -> Similarity:
         verdict = "similar" if confidence >= CONFIDENT else "in between"
         text = f"accuracy holds up to the last cut ({accuracy[last]:.1%})"
     if confidence is not None and spread is not None:
-        text += (
-            f"; the backbone gives one of its own classes {confidence:.0%} on average"
-            f" and uses {spread:.0%} of them"
-        )
+        text += f"; the backbone gives one of its own classes {confidence:.0%} on average and uses {spread:.0%} of them"
     reason = {
         "similar": "The task is similar to what the backbone was trained for",
         "in between": "The task lies in between, neither like the backbone's own nor far from it",
@@ -195,5 +192,5 @@ def _points(share: float) -> str:
 
 def _rounded(count: float) -> int:
     """Two significant digits: more would pretend."""
-    digits = max(0, int(math.floor(math.log10(count))) - 1)
+    digits = max(0, math.floor(math.log10(count)) - 1)
     return int(math.ceil(count / 10**digits) * 10**digits)

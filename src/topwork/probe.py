@@ -120,7 +120,7 @@ def probe(
     n = len(x)
     standard = standard or Standardised.of(x)
     factors = factors or factor(x, standard)
-    y_mean = np.bincount(labels, minlength=classes) / n
+    y_mean: Floats = np.bincount(labels, minlength=classes) / n
     weights = factors.s[:, None] / (factors.s[:, None] + penalties * factors.unit)  # (r, L)
     projected = np.zeros((len(factors.s), classes))
     for rows, u in _lefts(x, standard, factors):
@@ -131,7 +131,7 @@ def probe(
     members = _members(groups, n)
     for rows, u in _lefts(x, standard, factors):
         y = np.eye(classes)[labels[rows]] - y_mean
-        inverse = 1 / np.maximum(1 - (u**2 @ weights + 1 / n), 1 - LEVERAGE_MAX)  # (m, L)
+        inverse: Floats = 1 / np.maximum(1 - (u**2 @ weights + 1 / n), 1 - LEVERAGE_MAX)  # (m, L)
         for k in range(len(penalties)):
             r = (y - u @ (weights[:, k, None] * projected)) * inverse[:, k, None]
             _record(squared, correct, residuals, k, rows, r, labels[rows], y_mean)
@@ -141,7 +141,7 @@ def probe(
         for k in range(len(penalties)):
             hat = (u * weights[:, k]) @ u.T + 1 / n
             plain = y - u @ (weights[:, k, None] * projected)
-            r = np.linalg.lstsq(np.eye(len(index)) - hat, plain, rcond=1e-12)[0]
+            r = _solved(np.eye(len(index)) - hat, plain)
             _record(squared, correct, residuals, k, index, r, labels[index], y_mean)
     best = int(squared.mean(axis=0, dtype=np.float64).argmin())
     if residuals is not None:
@@ -225,8 +225,13 @@ def _scores(
     for index in members:
         u, y = _left_of(x, standard, factors, index), np.eye(classes)[labels[index]]
         plain = y - y_mean - u @ (w[:, None] * projected)
-        out[index] = y - np.linalg.lstsq(np.eye(len(index)) - (u * w) @ u.T - 1 / n, plain, rcond=1e-12)[0]
+        out[index] = y - _solved(np.eye(len(index)) - (u * w) @ u.T - 1 / n, plain)
     return out
+
+
+def _solved(left: Floats, right: Floats) -> Floats:
+    """Least squares: I - H of a group whose rows are interpolated whatever their labels is singular."""
+    return np.linalg.lstsq(left, right, rcond=1e-12)[0].astype(np.float64, copy=False)
 
 
 def _left_of(x: NDArray[np.float32], standard: Standardised, factors: Factors, index: Ints) -> Floats:

@@ -233,9 +233,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TOPWORK_CACHE") or platformdirs.user_cache_dir("topwork"))
 
 
-def _probed(
-    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, watch: Watch
-) -> Measured:
+def _probed(dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, watch: Watch) -> Measured:
     """Every cut's exact leave-one-out scores, cuts side by side, one BLAS thread each.
 
     One thread each, because BLAS threads that wait for each other spin: with another process on
@@ -262,9 +260,7 @@ def _probed(
         near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), labels[rows])
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
-    evidence = plan.Evidence(
-        loaded.name, seen.cuts, seen.cost_shares, correct, shared, near, confidence, spread
-    )
+    evidence = plan.Evidence(loaded.name, seen.cuts, seen.cost_shares, correct, shared, near, confidence, spread)
     ridges = tuple(float(p.penalties[p.best]) for p in probes)
     scores = plan.scores(evidence, seen.widths, ridges)
     return Measured(dataset, locked, loaded, seen, rows, labels, shared, tuple(probes), evidence, scores)

@@ -71,12 +71,14 @@ def load(name: str = EMBEDDED, *, weights: Path | None = None, size_px: int | No
     network = source.build()
     whole = chain(network, preprocessing.crop_px)
     tensors = _weights.read(weights) if weights else source.fetch()
-    full = _weights.fill(network, tensors, needed=_kept_names(whole), where=str(weights or source.weights))
+    kept, used = _names(network, whole.segments[:-1]), _names(network, whole.segments)
+    full = _weights.fill(network, tensors, needed=kept, used=used, where=str(weights or source.weights))
+    filled = {k: v for k, v in network.state_dict().items() if k in (used if full else kept)}
     code = "\n".join(str(segment.code) for segment in whole.segments)
     return Backbone(
         name,
         weights.name if weights else source.weights,
-        _weights.fingerprint(network, f"{name}\n{code}"),
+        _weights.fingerprint(filled, f"{name}\n{code}"),
         preprocessing,
         _outputs(network) if full else 0,
         whole,
@@ -97,9 +99,9 @@ def _sized(preprocessing: Preprocessing, size_px: int | None) -> Preprocessing:
     return preprocessing.at(size_px)
 
 
-def _kept_names(whole: Chain) -> set[str]:
-    """Names of the tensors up to the last cut."""
-    return {name for segment in whole.segments[:-1] for name in segment.state_dict()}
+def _names(network: nn.Module, segments: tuple[nn.Module, ...]) -> set[str]:
+    """Names of the network's own tensors that these segments use; auxiliary heads are in none."""
+    return {name for segment in segments for name in segment.state_dict()} & network.state_dict().keys()
 
 
 def _outputs(network: nn.Module) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.utils.flop_counter import FlopCounterMode
 
 from topwork.errors import BackboneError
@@ -88,7 +88,7 @@ def _tracer(network: nn.Module) -> fx.Tracer:
     if any(type(module).__module__.startswith("timm.") for module in network.modules()):
         from timm.layers import get_notrace_functions, get_notrace_modules  # noqa: PLC0415 (2.8 s to import)
 
-        leaves, functions = tuple(get_notrace_modules()), tuple(get_notrace_functions())
+        leaves, functions = tuple(get_notrace_modules()), tuple(get_notrace_functions())  # type: ignore[no-untyped-call]
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -143,9 +143,8 @@ def _post_dominators(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _is_map(node: fx.Node) -> bool:
-    meta = node.meta.get("tensor_meta")
-    shape = getattr(meta, "shape", None)
-    return shape is not None and len(shape) == 4 and meta.dtype.is_floating_point
+    meta = node.meta.get("tensor_meta")  # for a tuple of tensors: a tuple
+    return isinstance(meta, TensorMetadata) and len(meta.shape) == 4 and meta.dtype.is_floating_point
 
 
 def _size(node: fx.Node) -> tuple[int, int]:
@@ -183,9 +182,8 @@ def _stages(network: nn.Module) -> set[str]:
         for child in module.children():
             children.extend(child.children() if type(child) in {nn.Sequential, nn.ModuleList} else [child])
         alike = Counter(type(child) for child in children if _weighted_layers(child) >= 2)
-        if isinstance(module, (nn.Sequential, nn.ModuleList)) and not _is_one_layer(module):
-            found.add(name)
-        elif any(n >= 2 and kind is not nn.Sequential for kind, n in alike.items()):
+        strings_layers = isinstance(module, (nn.Sequential, nn.ModuleList)) and not _is_one_layer(module)
+        if strings_layers or any(n >= 2 and kind is not nn.Sequential for kind, n in alike.items()):
             found.add(name)
     return found
 
@@ -226,7 +224,7 @@ def _split(graph_module: fx.GraphModule, ends: Sequence[fx.Node]) -> tuple[fx.Gr
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {entry: graph.placeholder("x")}
         for node in _needed(end, entry):
-            copies[node] = graph.node_copy(node, lambda n, copies=copies: copies[n])
+            copies[node] = graph.node_copy(node, copies.__getitem__)
         if end is not output:
             graph.output(copies[end])
         graph.lint()

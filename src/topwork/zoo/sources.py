@@ -6,10 +6,11 @@ configuration states for its weights, and fetches these weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from torch import Tensor, nn
 
 from topwork.errors import MissingError, UsageError
@@ -124,9 +125,8 @@ def _torchvision(name: str) -> Source:
 
     return Source(
         name,
-        Preprocessing(
-            recipe.resize_size[0], recipe.crop_size[0], recipe.interpolation.value,
-            tuple(recipe.mean), tuple(recipe.std),
+        _preprocessing(
+            recipe.resize_size[0], recipe.crop_size[0], recipe.interpolation.value, recipe.mean, recipe.std
         ),
         str(default),
         lambda: weights.cached_download(default.url).is_file(),
@@ -170,7 +170,7 @@ def _timm(name: str) -> Source:
 
     return Source(
         name,
-        Preprocessing(int(crop / config.crop_pct), crop, config.interpolation, config.mean, config.std, squash),
+        _preprocessing(int(crop / config.crop_pct), crop, config.interpolation, config.mean, config.std, squash),
         f"{architecture.split('.')[0]}.{config.tag}" if config.tag else architecture,
         lambda: _in_hub_cache(config.hf_hub_id),
         build,
@@ -178,9 +178,20 @@ def _timm(name: str) -> Source:
     )
 
 
+def _preprocessing(
+    resize_px: int, crop_px: int, interpolation: str, mean: Sequence[float], std: Sequence[float], squash: bool = False
+) -> Preprocessing:
+    """A library's own statement as a record; its types are checked here, since the library declares none."""
+    facts = {
+        "resize_px": resize_px, "crop_px": crop_px, "interpolation": interpolation,
+        "mean": tuple(mean), "std": tuple(std), "squash": squash,
+    }  # fmt: skip
+    return msgspec.convert(facts, Preprocessing)
+
+
 def _in_hub_cache(repo: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (comes with timm)
 
-    return bool(repo) and any(
+    return repo is not None and any(
         isinstance(try_to_load_from_cache(repo, file), str) for file in ("model.safetensors", "pytorch_model.bin")
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.parse import urlparse
 
 import torch
@@ -49,11 +50,12 @@ def read(path: Path) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in tensors.items()}  # DataParallel's prefix
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, needed: set[str], where: str) -> bool:
-    """Load tensors into a network; says whether they fill all of it.
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, needed: set[str], used: set[str], where: str) -> bool:
+    """Load tensors into a network; says whether they fill all that its output is computed from.
 
-    `needed` are the names of the layers up to the last cut: they must all be there. The old task's
-    classifier may be missing (weights of the features only). Raises UsageError naming what differs.
+    `needed` are the names of the layers up to the last cut: they must all be there. `used` adds the
+    old task's classifier, which may be missing (weights of the features only); what only training
+    uses, such as GoogLeNet's auxiliary heads, is in neither. Raises UsageError naming what differs.
     """
     own = network.state_dict()
     fits = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
@@ -71,13 +73,17 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, needed: set[str],
             f" of its features do not fit; {what}"
         )
     network.load_state_dict(fits, strict=False)
-    return not (own.keys() - fits.keys() - counters)
+    return not (used - fits.keys() - counters)
 
 
-def fingerprint(network: nn.Module, architecture: str) -> str:
-    """Name a network by all that decides its outputs: its graph's code and every tensor. 128 bits."""
+def fingerprint(tensors: Mapping[str, Tensor], architecture: str) -> str:
+    """Name a network by all that decides its outputs: its graph's code and its tensors. 128 bits.
+
+    Only tensors that came from the weights may go in: what stays at its random initial value (a
+    missing classifier) would give another name, and so another feature cache, at every start.
+    """
     hasher = hashlib.blake2b(architecture.encode(), digest_size=16)
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.detach().cpu().contiguous().numpy().data)
     return hasher.hexdigest()
@@ -98,7 +104,8 @@ def download(url: str, backbone: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True, progress=False
         )
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash a RuntimeError
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        # URLError is an OSError; a wrong hash a RuntimeError; the others come of a broken file in the cache
         raise MissingError(
             f"the weights of {backbone} are not at hand and could not be fetched ({_first_line(error)}).\n"
             f"  file   {target.name}\n  from   {url}\n  to     {target}\n"

@@ -1,0 +1,43 @@
+"""What every bench shares: where the sets are, the machine's description, the last line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SETS = SHARED / "data"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="under 60 s on 2 cores")
+    return parser.parse_args()
+
+
+def need_sets() -> None:
+    if not SETS.is_dir():
+        raise SystemExit(f"{SETS}: the labelled sets that this bench runs on are not here")
+
+
+def machine() -> dict[str, object]:
+    return {
+        "cpu": next(
+            (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+        ),
+        "cores": os.cpu_count(),
+        **{name: version(name) for name in ("topwork", "torch", "timm", "numpy", "pillow")},
+    }
+
+
+def finish(figures: dict[str, object]) -> None:
+    print(json.dumps({**figures, "machine": machine()}))
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,5 @@
+"""`python -m topwork` is `topwork`."""
+
+from topwork.cli import main
+
+main()

@@ -1,0 +1,319 @@
+"""The front door: `topwork COMMAND`. Every room is imported when a command needs it, not before."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from topwork.errors import TopworkError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from topwork.records import Metrics
+    from topwork.watch import Watch
+
+app = typer.Typer(
+    name="topwork",
+    help="Image classifiers from pretrained CNNs: measures where to cut the network and how sure the answer is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Strategy(StrEnum):
+    """How the kept layers are treated."""
+
+    head = "head"
+
+
+Folder = Annotated[
+    Path,
+    typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
+BackboneName = Annotated[
+    str, typer.Option("--backbone", help="Pretrained network: `topwork backbones` lists them; timm's as timm:NAME.")
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Weights for it: safetensors or a state dict (whole or features only).")
+]
+Size = Annotated[int | None, typer.Option("--size", help="Input size in px (default: the backbone's own).")]
+Seed = Annotated[int, typer.Option("--seed", help="For the held-out part, the folds and the bootstrap.")]
+Delta = Annotated[float, typer.Option("--delta", help="Accuracy (0-1) that a cheaper cut may cost.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Where features are kept (default: TOPWORK_CACHE or the user's cache).")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def main() -> None:
+    """Run the command line; a TopworkError ends it with its message and its own exit code."""
+    try:
+        app(standalone_mode=False)
+    except TopworkError as error:
+        sys.stderr.write(f"topwork: {error}\n")
+        raise SystemExit(error.exit_code) from error
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("topwork: interrupted; what the pass has seen is kept, the same command goes on from there\n")
+        raise SystemExit(130) from None
+    except Exception as error:
+        _usage_or_raise(error)
+
+
+@app.command()
+def fit(
+    folder: Folder,
+    backbone: BackboneName = "efficientnet_lite0",
+    weights: Weights = None,
+    size: Size = None,
+    strategy: Annotated[Strategy, typer.Option(help="head: the kept layers stay frozen.")] = Strategy.head,
+    delta: Delta = 0.01,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")] = None,
+    cache: Cache = None,
+    json: Json = False,
+) -> None:
+    """Measure, decide, train, judge and save: the main job."""
+    console, watch = _screen(json)
+    from topwork import workflow
+
+    run = workflow.fit(
+        folder, backbone=backbone, weights=weights, size=size, strategy=strategy.value, delta=delta, seed=seed,
+        out=out, cache=cache, watch=watch,
+    )  # fmt: skip
+    if json:
+        r = run.record
+        accuracy = r.metrics.accuracy
+        _print_json(
+            {
+                "run": str(run.path), "backbone": r.backbone.name, "cut": r.plan.cut, "kept_cost": r.plan.kept_cost,
+                "strategy": r.plan.strategy,
+                "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
+                "cost_fe": r.spending.cost_fe, "seconds": r.spending.total_seconds,
+                "warnings": [*r.warnings, *_left_out(len(r.data.faults))],
+            }
+        )  # fmt: skip
+        return
+    from topwork import terminal
+
+    terminal.outcome(console, run.record, str(run.path))
+
+
+@app.command()
+def plan(
+    folder: Folder,
+    backbone: BackboneName = "efficientnet_lite0",
+    weights: Weights = None,
+    size: Size = None,
+    delta: Delta = 0.01,
+    seed: Seed = 0,
+    cache: Cache = None,
+    json: Json = False,
+) -> None:
+    """Only measure and recommend: the depth table, the similarity, the plan, its cost."""
+    console, watch = _screen(json)
+    from topwork import plan as planning
+    from topwork import workflow
+
+    measured = workflow.measure(
+        folder, backbone=backbone, weights=weights, size=size, seed=seed, delta=delta, cache=cache, watch=watch
+    )
+    decided = planning.decide(measured.evidence, delta=delta)
+    if json:
+        _print_json({"plan": decided, "scores": measured.scores})
+        return
+    watch.show("plan", decided)
+    console.print(
+        f"\n[bold]Cost[/]  The pass over these images took about {measured.features.fe_seconds:.0f} s (1 FE)"
+        " and is kept: `topwork fit` with the same options will not repeat it.",
+        highlight=False,
+    )
+
+
+@app.command()
+def check(folder: Folder, seed: Seed = 0, json: Json = False) -> None:
+    """Only look at the data: decode every file, list what cannot be used and why."""
+    console, watch = _screen(json)
+    from topwork import data, terminal, workflow
+
+    dataset, locked = workflow.check(folder, seed=seed, watch=watch)
+    if json:
+        _print_json(data.facts(dataset, locked=locked, seed=seed))
+        return
+    terminal.dataset(console, dataset)
+    console.print(f"      Ready: the result will be measured {_on_what(locked)}.")
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
+    json: Json = False,
+) -> None:
+    """Classes and probabilities of new images. A file that is no image gets a row with its error."""
+    from topwork import model
+
+    loaded = model.load(run)
+    files = _files(images)
+    answers = loaded.stream(files)
+    if json:
+        _print_json({"model": str(run), "classes": loaded.classes, "predictions": list(answers)})
+    elif csv:
+        import csv as writer
+
+        rows = writer.writer(sys.stdout)
+        rows.writerow(["path", "label", "probability", "error", *loaded.classes])
+        for a in answers:
+            shares = [f"{a.probabilities[c]:.6f}" if a.error is None else "" for c in loaded.classes]
+            share = "" if a.probability is None else f"{a.probability:.6f}"
+            rows.writerow([a.source, a.label or "", share, a.error or "", *shares])
+    else:
+        console, _ = _screen(json)
+        from rich.markup import escape
+
+        width = max(len(str(f)) for f in files)
+        for a in answers:
+            answer = (
+                f"[red]{escape(a.error)}[/]" if a.error else f"[bold]{escape(a.label or '')}[/]  {a.probability:.1%}"
+            )
+            second = sorted(a.probabilities.items(), key=lambda kv: -kv[1])[1:3] if not a.error else []
+            also = ", ".join(f"{escape(c)} {p:.1%}" for c, p in second)
+            console.print(
+                f"{escape(a.source.ljust(width))}  {answer}" + (f"  [dim]{also}[/]" if also else ""),
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+@app.command()
+def evaluate(run: RunFolder, folder: Folder, json: Json = False) -> None:
+    """Judge a saved model on labelled images that it has not seen."""
+    console, watch = _screen(json)
+    from topwork import terminal, workflow
+
+    metrics, held_out = workflow.judge(run, folder, watch=watch)
+    if json:
+        _print_json(metrics)
+        return
+    terminal.faults(console, held_out.faults)
+    _show_metrics(console, metrics)
+
+
+@app.command()
+def backbones(
+    json: Json = False,
+    timm: Annotated[str, typer.Option("--timm", help="Also list timm's networks that match, such as '*resnet*'.")] = "",
+) -> None:
+    """List the pretrained networks by name, and whether their weights are at hand."""
+    console, _ = _screen(json)
+    from topwork import zoo
+
+    names = [zoo.EMBEDDED, *zoo.torchvision_names()]
+    if timm:
+        import timm as library
+
+        names += [f"timm:{n}" for n in library.list_models(timm, pretrained=True)]
+    rows = [
+        {"name": s.name, "weights": s.weights, "at_hand": s.at_hand(), "size": s.preprocessing.crop_px}
+        for s in map(zoo.find, names)
+    ]
+    if json:
+        _print_json({"backbones": rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1))
+    for column in ("name", "input", "weights", ""):
+        table.add_column(column)
+    for row in rows:
+        here = "[green]at hand[/]" if row["at_hand"] else "[dim]downloaded on first use[/]"
+        table.add_row(str(row["name"]), f"{row['size']} px", str(row["weights"]), here)
+    console.print(table)
+    if not timm:
+        console.print("\nAnd timm's CNNs as timm:NAME; `topwork backbones --timm '*convnext*'` lists those that match.")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the demo's images and run go.")] = Path(
+        "topwork-demo"
+    ),
+    size: Annotated[int, typer.Option("--size", help="Input size in px.")] = 96,
+    json: Json = False,
+) -> None:
+    """The main job on scikit-learn's handwritten digits, written out as image files."""
+    from topwork.demo import write_digits
+
+    images = folder / "digits"
+    count = write_digits(images)
+    if not json:
+        print(f"{count:,} handwritten digits as image files in {images}/; now: topwork fit {images} --size {size}\n")  # noqa: T201
+    number, out = 1, folder / "run"
+    while out.exists():
+        number += 1
+        out = folder / f"run-{number}"
+    fit(images, size=size, out=out, cache=folder / "cache", json=json)
+
+
+def _screen(json: bool) -> tuple[Console, Watch]:
+    """A console for facts (standard error where standard output is for JSON) and a watch that draws on it."""
+    from rich.console import Console
+
+    from topwork.terminal import TerminalWatch
+
+    console = Console(stderr=json)
+    return console, TerminalWatch(console)
+
+
+def _show_metrics(console: Console, metrics: Metrics) -> None:
+    from topwork import terminal
+
+    terminal.metrics(console, metrics)
+    terminal.confusion(console, metrics)
+
+
+def _files(paths: list[Path]) -> list[str | Path]:
+    """Files as given; folders become the files in them, hidden ones left out."""
+    files: list[str | Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
+            files += sorted(p for p in inside if not any(s.startswith(".") for s in p.relative_to(path).parts))
+        else:
+            files.append(path)
+    if not files:
+        raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
+    return files
+
+
+def _left_out(count: int) -> list[str]:
+    return [f"{count} files were left out; run.json lists them under data.faults"] if count else []
+
+
+def _on_what(locked: str) -> str:
+    return "out of sample on all images" if locked == "out-of-sample" else f"on the {locked}, which is locked"
+
+
+def _print_json(facts: Any) -> None:
+    from topwork.records import encode
+
+    sys.stdout.write(encode(facts).decode())
+    sys.stdout.flush()
+
+
+def _usage_or_raise(error: Exception) -> None:
+    """typer's own complaints about a call end with 2; anything else is a bug and shows its trace."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or code is None:
+        raise error
+    show()
+    raise SystemExit(code) from error

@@ -1,0 +1,226 @@
+"""How is it shown to a person at a terminal? Reads records, computes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from topwork.records import BackboneFacts, CutScore, Dataset, Estimate, Fault, Metrics, Plan, RunRecord
+
+STAGES = {
+    "look": "Looking at the files",
+    "pass": "Passing images through the backbone",
+    "probe": "Scoring every cut",
+    "predict": "Predicting",
+}
+BAR = 24  # characters of an accuracy bar
+SHOWN_FAULTS = 12
+SHOWN_CLASSES = 20
+
+
+class _Speed(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="dim")
+
+
+class TerminalWatch:
+    """Draws progress on standard error and facts on the given console as they come."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._lines = Console(stderr=True)
+
+    def begin(self, stage: str, total: int) -> None:
+        """Start a progress bar."""
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), _Speed(),
+            TimeRemainingColumn(), console=self._lines, transient=True,
+        )  # fmt: skip
+        self._progress.start()
+        self._progress.add_task(STAGES.get(stage, stage), total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0], steps)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def show(self, what: str, fact: object) -> None:
+        """Print a finished fact."""
+        if isinstance(fact, Dataset):
+            dataset(self._console, fact)
+        elif isinstance(fact, BackboneFacts):
+            backbone(self._console, fact)
+        elif what == "faults" and isinstance(fact, tuple):
+            faults(self._console, fact)
+        elif what == "scores" and isinstance(fact, tuple):
+            self._scores = fact
+        elif isinstance(fact, Plan):
+            depth(self._console, self._scores, fact)
+            plan(self._console, fact)
+
+
+def dataset(console: Console, facts: Dataset) -> None:
+    """What came in: classes, counts, faults."""
+    parts = Counter(e.part for e in facts.examples)
+    counts = Counter((e.label, e.part) for e in facts.examples)
+    console.print(
+        f"[bold]Data[/]  {len(facts.examples):,} images in {len(facts.classes)} classes"
+        f" under {escape(facts.root)} ({escape(facts.layout)})"
+    )
+    if len(parts) > 1:
+        console.print("      " + ", ".join(f"{n:,} {part}" for part, n in sorted(parts.items())))
+    shown = [
+        f"{escape(name)} {sum(counts[i, p] for p in parts):,}" for i, name in enumerate(facts.classes[:SHOWN_CLASSES])
+    ]
+    more = f", and {len(facts.classes) - SHOWN_CLASSES} more" if len(facts.classes) > SHOWN_CLASSES else ""
+    console.print("      " + ", ".join(shown) + more, highlight=False)
+    faults(console, facts.faults)
+    for warning in facts.warnings:
+        console.print(f"      [yellow]{escape(warning)}[/]")
+
+
+def faults(console: Console, found: Sequence[Fault]) -> None:
+    """Every file that is left out, with its reason."""
+    if not found:
+        return
+    kinds = Counter(f.kind for f in found)
+    console.print(
+        f"      [yellow]{len(found):,} left out[/]: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+    )
+    for fault in found[:SHOWN_FAULTS]:
+        console.print(f"        {escape(fault.path)}  [dim]{escape(fault.kind)}: {escape(fault.detail)}[/]")
+    if len(found) > SHOWN_FAULTS:
+        console.print(f"        [dim]and {len(found) - SHOWN_FAULTS} more; `topwork check --json` lists them all[/]")
+
+
+def backbone(console: Console, facts: BackboneFacts) -> None:
+    """Which network measures."""
+    console.print(
+        f"[bold]Backbone[/]  {escape(facts.name)} ({escape(facts.weights)}), {facts.params / 1e6:.1f} M parameters,"
+        f" {facts.macs / 1e9:.2f} G multiply-adds at {facts.preprocessing.crop_px} px, {len(facts.cuts)} cuts"
+    )
+
+
+def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
+    """The depth curve: a bar per cut, its interval beside it, and what it costs."""
+    floor = max(0.0, min(s.low for s in scores) - 0.02)
+    top = max(s.high for s in scores)
+    table = Table(box=None, padding=(0, 1), title_justify="left", title="Accuracy at every cut (leave-one-out)")
+    for name, side in [("cut", "left"), ("", "left"), ("accuracy", "right"), ("95%", "left"), ("cost", "right")]:
+        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("", no_wrap=True)
+    for score in scores:
+        chosen = score.cut == decided.cut
+        note = "chosen" if chosen else "best" if score.cut == decided.best_cut else ""
+        table.add_row(
+            escape(score.cut), _bar((score.accuracy - floor) / max(1e-9, top - floor)),
+            f"{score.accuracy:.1%}", f"{100 * score.low:.1f}-{100 * score.high:.1f}", f"{score.cost_share:.0%}",
+            f"<- {note}" if note else "", style="bold green" if chosen else "",
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    console.print(f"  [dim]bars start at {floor:.0%}; cost is the share of the backbone's forward time[/]")
+
+
+def plan(console: Console, decided: Plan) -> None:
+    """The decision in sentences."""
+    console.print("\n[bold]Plan[/]" + ("" if decided.decided else "  [yellow]undecided in part[/]"))
+    for reason in decided.reasons:
+        console.print(f"  - {escape(reason)}", highlight=False)
+
+
+def metrics(console: Console, found: Metrics) -> None:
+    """Accuracy with its interval, and the classes."""
+    console.print(f"\n[bold]Result[/]  accuracy [bold]{_estimate(found.accuracy)}[/] {_on(found)}", highlight=False)
+    console.print(
+        f"        balanced accuracy {_estimate(found.balanced_accuracy)},"
+        f" calibration error {100 * found.calibration_error:.1f} points, log-loss {found.log_loss:.3f}",
+        highlight=False,
+    )
+    table = Table(box=None, padding=(0, 1))
+    for name, side in [("class", "left"), ("images", "right"), ("recall", "right"), ("95%", "left")]:
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table.add_column("precision", justify="right")
+    table.add_column("most often taken for")
+    rows = list(enumerate(found.per_class))
+    if len(rows) > SHOWN_CLASSES:
+        rows = sorted(rows, key=lambda row: row[1].recall)[:SHOWN_CLASSES]
+    for i, c in rows:
+        others = [(n, j) for j, n in enumerate(found.confusion[i]) if j != i and n]
+        worst = max(others, default=None, key=lambda pair: pair[0])
+        table.add_row(
+            escape(c.name), str(c.n), f"{c.recall:.0%}" if c.n else "-",
+            f"{100 * c.recall_low:.0f}-{100 * c.recall_high:.0f}" if c.n else "-",
+            "-" if c.precision is None else f"{c.precision:.0%}",
+            f"{escape(found.per_class[worst[1]].name)} ({worst[0]})" if worst else "",
+        )  # fmt: skip
+    console.print(table)
+    if len(found.per_class) > SHOWN_CLASSES:
+        console.print(f"  [dim]the {SHOWN_CLASSES} classes of lowest recall of {len(found.per_class)}[/]")
+
+
+def confusion(console: Console, found: Metrics) -> None:
+    """The confusion matrix, where it fits a terminal: rows are true classes, columns predicted ones."""
+    if len(found.per_class) > SHOWN_CLASSES:
+        return
+    table = Table(box=None, padding=(0, 1), title="Confusion (rows true, columns predicted)", title_justify="left")
+    table.add_column("")
+    for i, _ in enumerate(found.per_class):
+        table.add_column(str(i), justify="right")
+    for i, row in enumerate(found.confusion):
+        cells = [f"[bold]{n}[/]" if i == j else str(n) if n else "[dim].[/]" for j, n in enumerate(row)]
+        table.add_row(f"{i} {escape(found.per_class[i].name)}", *cells)
+    console.print(table)
+
+
+def outcome(console: Console, record: RunRecord, folder: str) -> None:
+    """The end of a fit: result, cost, files, what to do next."""
+    metrics(console, record.metrics)
+    confusion(console, record.metrics)
+    spent = record.spending
+    console.print(
+        f"\n[bold]Cost[/]  {spent.total_seconds:.1f} s = {spent.cost_fe:.2f} FE (1 FE = decoding and one forward pass"
+        f" of the whole backbone over these images: {spent.fe_seconds:.1f} s);"
+        f" {spent.images_passed:,} images passed now, the rest were known",
+        highlight=False,
+    )
+    console.print(f"[bold]Head[/]  {escape(record.head.reason)}", highlight=False)
+    console.print(
+        f"[bold]Model[/] keeps {record.plan.kept_cost:.0%} of the backbone's cost\n"
+        f"\n[bold]Files[/] {escape(folder)}/  model/ (copy it anywhere), run.json, predictions.parquet\n"
+        f"[bold]Next[/]  topwork predict {escape(folder)} NEW/*.jpg\n"
+        f"      topwork evaluate {escape(folder)} HELD-OUT-FOLDER",
+        highlight=False,
+    )
+
+
+def _estimate(e: Estimate) -> str:
+    return f"{e.value:.1%} (95%: {100 * e.low:.1f} to {100 * e.high:.1f})"
+
+
+def _on(found: Metrics) -> str:
+    e = found.accuracy
+    if e.on != "out-of-sample":
+        return f"on the {e.n:,} images of {escape(e.on)}" if "/" in e.on else f"on the {e.on} ({e.n:,} images)"
+    gain = 100 * (found.naive_accuracy - e.value)
+    return f"out of sample over {e.n:,} images, after taking off {gain:.1f} points for having chosen by them"
+
+
+def _bar(share: float) -> str:
+    eighths = round(max(0.0, min(1.0, share)) * BAR * 8)
+    return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")

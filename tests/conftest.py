@@ -1,0 +1,133 @@
+"""Small labelled folders, and one finished run, for every test that needs them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from topwork import workflow, zoo
+from topwork.zoo import Backbone
+
+CLASSES = ("bark", "sand", "weave")
+SIZE_PX = 64  # of the backbone's input: a pass over a few dozen images takes a second
+
+WritePhotos = Callable[..., Path]
+
+
+def _photo(label: int, rng: np.random.Generator, size_px: int) -> np.ndarray:
+    """One picture: stripes across, stripes along, or a checked weave, in a random colour under noise."""
+    period, phase = rng.uniform(6, 9), rng.uniform(0, 6)
+    y, x = np.mgrid[:size_px, :size_px] + phase
+    waves = (np.sin(2 * np.pi * y / period), np.sin(2 * np.pi * x / period))
+    pattern = (waves[0], waves[1], waves[0] * waves[1])[label % 3]
+    tint = rng.uniform(60, 190, size=3)
+    noisy = tint + 45 * pattern[..., None] + rng.normal(0, 25, (size_px, size_px, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def write_photos(
+    folder: Path, *, classes: Sequence[str] = CLASSES, per_class: int = 8, seed: int = 0, size_px: int = 48
+) -> Path:
+    """A folder per class of small pictures, PNG and JPEG in turn; every picture differs."""
+    rng = np.random.default_rng(seed)
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            picture = Image.fromarray(_photo(label, rng, size_px))
+            if i % 2:
+                picture.save(folder / name / f"{i:03d}.jpg", quality=95)
+            else:
+                picture.save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+def broken_inside_png(size_px: int = 48) -> bytes:
+    """A PNG whose chunks are all sound but whose pixels stop half-way: only decoding shows it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = np.random.default_rng(0).integers(0, 256, (size_px, 1 + 3 * size_px), dtype=np.uint8)
+    rows[:, 0] = 0  # filter type of each row: none
+    packed = zlib.compress(rows.tobytes())
+    header = struct.pack(">IIBBBBB", size_px, size_px, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed[: len(packed) // 2]) + chunk(b"IEND", b"")
+    )
+
+
+class Log:
+    """A Watch that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.steps = 0
+        self.shown: dict[str, object] = {}
+
+    def begin(self, stage: str, total: int) -> None:
+        self.stages.append((stage, total))
+
+    def advance(self, steps: int = 1) -> None:
+        self.steps += steps
+
+    def end(self) -> None:
+        pass
+
+    def show(self, what: str, fact: object) -> None:
+        self.shown[what] = fact
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run of fit on small pictures: what went in, what came out, and the cache it left."""
+
+    run: workflow.Run
+    folder: Path
+    cache: Path
+    log: Log
+
+
+@pytest.fixture
+def make_photos() -> WritePhotos:
+    """The writer of labelled folders."""
+    return write_photos
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of eight pictures each."""
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def damaged_png() -> bytes:
+    """A PNG that only fails when its pixels are decoded."""
+    return broken_inside_png()
+
+
+@pytest.fixture
+def log() -> Log:
+    """A watch to look into afterwards."""
+    return Log()
+
+
+@pytest.fixture(scope="session")
+def lite() -> Backbone:
+    """The embedded backbone at a small input size."""
+    return zoo.load(size_px=SIZE_PX)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A finished run over three classes of eight pictures."""
+    home = tmp_path_factory.mktemp("finished")
+    folder, log = write_photos(home / "photos"), Log()
+    run = workflow.fit(folder, size=SIZE_PX, out=home / "run", cache=home / "cache", watch=log)
+    return Finished(run, folder, home / "cache", log)

@@ -1,0 +1,154 @@
+"""Imports point one way, and importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import topwork
+
+HOUSE = Path(topwork.__file__).parent
+
+LEAVES = {"errors", "records", "watch"}
+"""What every room may import."""
+
+CORE = {"images", "data", "zoo", "engine", "features", "statistics", "probe", "head", "plan", "evaluate", "model"}
+
+ALLOWED: dict[str, set[str]] = {
+    # room: the rooms it may import besides the leaves
+    "images": set(),
+    "zoo": set(),  # the whole package; what its modules import of each other is their own affair
+    "engine": set(),
+    "statistics": set(),
+    "terminal": set(),  # draws records, computes nothing
+    "demo": set(),
+    "data": {"images"},
+    "features": {"data", "images", "zoo", "engine"},
+    "probe": {"statistics"},
+    "plan": {"statistics"},
+    "head": {"probe"},
+    "evaluate": {"statistics", "plan", "probe", "head"},
+    "model": {"images", "zoo", "engine", "head"},
+    "workflow": CORE,
+    "cli": {
+        "workflow",
+        "terminal",
+        "demo",
+        "zoo",
+        "data",
+        "model",
+        "plan",
+    },  # the front door reads, it computes nothing
+    "__main__": {"cli"},
+    "__init__": {"workflow", "model"},  # lazily
+    # among the leaves
+    "errors": set(),
+    "records": {"errors"},
+    "watch": set(),
+}
+
+
+def rooms() -> dict[str, list[Path]]:
+    """Every room with its files: a module, or a package with all its modules."""
+    found = {path.stem: [path] for path in HOUSE.glob("*.py")}
+    return found | {path.parent.name: sorted(path.parent.rglob("*.py")) for path in HOUSE.glob("*/__init__.py")}
+
+
+def arrows(source: str, package: str = "topwork") -> set[str]:
+    """The rooms that this code imports, at any depth, also those for type checking alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "topwork" else [module]
+        else:
+            continue
+        found.update(name.split(".")[1] for name in names if name.startswith("topwork."))
+    return found & rooms().keys()  # `from topwork import fit` names a function, not a room
+
+
+def wrong(room: str, imported: set[str]) -> set[str]:
+    leaves = set() if room in LEAVES else LEAVES
+    return imported - ALLOWED[room] - leaves - {room}
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_no_arrow_points_the_wrong_way(room: str) -> None:
+    assert room in ALLOWED, f"{room}: a new room needs a place in the house (tests/test_architecture.py, ALLOWED)"
+    for path in rooms()[room]:
+        package = "topwork" if path.parent == HOUSE else f"topwork.{path.parent.name}"
+        bad = wrong(room, arrows(path.read_text(), package))
+        assert not bad, f"{path.relative_to(HOUSE)} imports {', '.join(sorted(bad))}"
+
+
+def test_the_plan_of_the_house_has_no_circle() -> None:
+    inside = {room: allowed | (set() if room in LEAVES else LEAVES) for room, allowed in ALLOWED.items()}
+    assert set(TopologicalSorter(inside).static_order()) == ALLOWED.keys()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import topwork.workflow",
+        "from topwork import workflow",
+        "from topwork.workflow import fit",
+        "from . import workflow",
+        "from .workflow import fit",
+        "def late():\n    from topwork import workflow",
+        "if TYPE_CHECKING:\n    from topwork.workflow import Run",
+    ],
+)
+def test_every_way_to_write_an_import_is_seen(line: str) -> None:
+    assert wrong("images", arrows(line)) == {"workflow"}
+
+
+def test_public_names_live_in_init_alone() -> None:
+    """Every name is offered once, is found where it is said to live, and nothing else is."""
+    assert sorted(topwork.__all__) == sorted(topwork._HOMES)
+    assert dir(topwork) == sorted(topwork.__all__)
+    for name in topwork.__all__:
+        assert getattr(topwork, name).__module__ == f"topwork.{topwork._HOMES[name]}"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        topwork.nothing  # noqa: B018
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level names of the modules that a fresh interpreter has loaded after this code."""
+    tail = "\nimport sys\nprint('\\n' + ' '.join({m.split('.')[0] for m in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "torchvision", "numpy", "timm", "scipy", "sklearn", "PIL", "pyarrow", "safetensors"}
+
+
+def test_importing_topwork_imports_nothing_heavy() -> None:
+    assert not loaded_by("import topwork") & HEAVY
+
+
+def test_records_and_errors_are_plain() -> None:
+    """Whoever reads run.json needs no torch."""
+    assert not loaded_by("import topwork.records, topwork.errors, topwork.watch") & HEAVY
+
+
+@pytest.mark.skipif(not (HOUSE / "cli.py").is_file(), reason="there is no command line yet")
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
+def test_help_answers_without_anything_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ['topwork', *{arguments!r}]
+from topwork.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    assert not loaded_by(code) & HEAVY
