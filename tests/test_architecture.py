@@ -17,7 +17,9 @@ HOUSE = Path(topwork.__file__).parent
 LEAVES = {"errors", "records", "watch"}
 """What every room may import."""
 
-CORE = {"images", "data", "zoo", "engine", "features", "statistics", "probe", "head", "plan", "evaluate", "model"}
+CORE = {
+    "images", "data", "zoo", "engine", "features", "memo", "statistics", "probe", "head", "plan", "evaluate", "model",
+}  # fmt: skip
 
 ALLOWED: dict[str, set[str]] = {
     # room: the rooms it may import besides the leaves
@@ -25,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": set(),  # the whole package; what its modules import of each other is their own affair
     "engine": set(),
     "statistics": set(),
+    "memo": set(),
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
     "data": {"images"},

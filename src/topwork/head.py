@@ -19,6 +19,9 @@ from scipy.special import log_softmax
 from topwork.probe import Factors, Floats, Ints, Probe, Standardised, factor, probe, weights
 from topwork.records import HeadFacts
 
+FORMULA = "1"
+"""Raised by every change that can change a number here; results kept under another one are not read."""
+
 FOLDS = 5
 LOGISTIC_PENALTIES = 10.0 ** np.arange(0.5, -4.1, -0.5)
 """Multiples of trace(X'X) / d, strong to weak, each started from the one before. The path ends where

@@ -20,6 +20,9 @@ from scipy.linalg import eigh
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+FORMULA = "1"
+"""Raised by every change that can change a number here; results kept under another one are not read."""
+
 PENALTIES = 10.0 ** np.linspace(-5, 2, 15)
 """Ridge penalties as multiples of trace(X'X) / d, the mean squared singular value."""
 

@@ -15,19 +15,22 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from topwork import data, engine, evaluate, features, head, model, plan, probe, zoo
+from topwork import data, engine, evaluate, features, head, memo, model, plan, probe, zoo
 from topwork.errors import DataError, UsageError
 from topwork.records import (
     SCHEMA,
     CutScore,
     Dataset,
+    HeadFacts,
     Metrics,
     ModelFacts,
     Plan,
@@ -69,6 +72,7 @@ class Measured:
     labels: NDArray[np.int64]  # of all rows
     groups: NDArray[np.int64] | None  # of the chosen-with rows: images of the same content
     probes: tuple[probe.Probe, ...]
+    cache: Path
     evidence: plan.Evidence
     scores: tuple[CutScore, ...]
 
@@ -134,8 +138,7 @@ def fit(
     m = measured
     with clock.time("head"), threadpool_limits(1, "blas"):
         chosen = m.backbone.index(decided.cut)
-        x, labels = m.features.at(chosen, m.rows), m.labels[m.rows]
-        fitted = head.fit(x, labels, len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed)
+        fitted = _fitted(m, chosen, seed)
     with clock.time("evaluate"), threadpool_limits(1, "blas"):
         metrics, scored, scores = _judged(m, fitted, chosen, delta, seed)
     with clock.time("save"):
@@ -188,7 +191,7 @@ def measure(
             dataset = data.without(dataset, seen.faults)
             watch.show("faults", seen.faults)
     with clock.time("probe"):
-        measured = _probed(dataset, locked, loaded, seen, watch)
+        measured = _probed(dataset, locked, loaded, seen, home, watch)
     watch.show("scores", measured.scores)
     return measured
 
@@ -233,7 +236,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TOPWORK_CACHE") or platformdirs.user_cache_dir("topwork"))
 
 
-def _probed(dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, watch: Watch) -> Measured:
+def _probed(
+    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, cache: Path, watch: Watch
+) -> Measured:
     """Every cut's exact leave-one-out scores, cuts side by side, one BLAS thread each.
 
     One thread each, because BLAS threads that wait for each other spin: with another process on
@@ -246,15 +251,28 @@ def _probed(dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.
     shared = groups if len(set(digests)) < len(digests) else None
     classes = len(dataset.classes)
 
+    def compute(k: int) -> memo.Arrays:
+        result = probe.probe(seen.at(k, rows), labels[rows], classes, groups=shared)
+        return memo.arrays(result if locked == "out-of-sample" else _thinned(result))
+
     def one(k: int) -> probe.Probe:
-        return probe.probe(seen.at(k, rows), labels[rows], classes, groups=shared)
+        inputs: list[memo.Input] = [
+            probe.FORMULA,
+            features.key(loaded),
+            seen.cuts[k],
+            " ".join(digests),
+            locked,
+            labels[rows],
+        ]
+        found: dict[str, Any] = memo.remembered(cache / "probes", inputs, lambda: compute(k))
+        return probe.Probe(**{**found, "best": int(found["best"])})
 
     watch.begin("probe", len(seen.cuts))
     probes = []
     # Features at one cut are the largest thing in memory; four at a time bound it on large machines.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for result in pool.map(one, range(len(seen.cuts))):
-            probes.append(result if locked == "out-of-sample" else _thinned(result))
+            probes.append(result)
             watch.advance()
         confidence, spread = _source(seen.logits)
         near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), labels[rows])
@@ -263,7 +281,31 @@ def _probed(dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.
     evidence = plan.Evidence(loaded.name, seen.cuts, seen.cost_shares, correct, shared, near, confidence, spread)
     ridges = tuple(float(p.penalties[p.best]) for p in probes)
     scores = plan.scores(evidence, seen.widths, ridges)
-    return Measured(dataset, locked, loaded, seen, rows, labels, shared, tuple(probes), evidence, scores)
+    return Measured(dataset, locked, loaded, seen, rows, labels, shared, tuple(probes), cache, evidence, scores)
+
+
+def _fitted(m: Measured, chosen: int, seed: int) -> head.Head:
+    """The head at the chosen cut."""
+    labels = m.labels[m.rows]
+
+    def compute() -> memo.Arrays:
+        x = m.features.at(chosen, m.rows)
+        found = head.fit(x, labels, len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed)
+        return {**memo.arrays(found), "facts": np.frombuffer(encode(found.facts), np.uint8)}
+
+    digests = " ".join(m.dataset.examples[i].digest for i in m.rows)
+    inputs: list[memo.Input] = [
+        head.FORMULA,
+        probe.FORMULA,
+        features.key(m.backbone),
+        m.features.cuts[chosen],
+        digests,
+        str(seed),
+        labels,
+    ]
+    found: dict[str, Any] = memo.remembered(m.cache / "heads", inputs, compute)
+    facts = msgspec.json.decode(found["facts"].tobytes(), type=HeadFacts)
+    return head.Head(**{**found, "facts": facts, "temperature": facts.temperature})
 
 
 def _thinned(p: probe.Probe) -> probe.Probe:
