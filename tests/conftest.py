@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from topwork import workflow, zoo
+from topwork import runs, workflow, zoo
 from topwork.zoo import Backbone
 
 CLASSES = ("bark", "sand", "weave")
@@ -88,7 +88,7 @@ class Log:
 class Finished:
     """One run of fit on small pictures: what went in, what came out, and the cache it left."""
 
-    run: workflow.Run
+    run: runs.Run
     folder: Path
     cache: Path
     log: Log

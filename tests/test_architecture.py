@@ -17,10 +17,6 @@ HOUSE = Path(topwork.__file__).parent
 LEAVES = {"errors", "records", "watch"}
 """What every room may import."""
 
-CORE = {
-    "images", "data", "zoo", "engine", "features", "memo", "statistics", "probe", "head", "plan", "evaluate", "model",
-}  # fmt: skip
-
 ALLOWED: dict[str, set[str]] = {
     # room: the rooms it may import besides the leaves
     "images": set(),
@@ -31,24 +27,19 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
     "data": {"images"},
-    "features": {"data", "images", "zoo", "engine"},
-    "probe": {"statistics"},
+    "features": {"images", "zoo", "engine"},
+    "probe": set(),
     "plan": {"statistics"},
     "head": {"probe"},
     "evaluate": {"statistics", "plan", "probe", "head"},
-    "model": {"images", "zoo", "engine", "head"},
-    "workflow": CORE,
-    "cli": {
-        "workflow",
-        "terminal",
-        "demo",
-        "zoo",
-        "data",
-        "model",
-        "plan",
-    },  # the front door reads, it computes nothing
+    "model": {"images", "zoo", "engine"},
+    "measurement": {"data", "zoo", "features", "memo", "probe", "head", "plan"},
+    "runs": {"model"},
+    "workflow": {"measurement", "data", "zoo", "engine", "head", "plan", "evaluate", "model", "runs"},
+    # the front door reads, it computes nothing
+    "cli": {"workflow", "measurement", "model", "terminal", "demo", "zoo", "data", "plan"},
     "__main__": {"cli"},
-    "__init__": {"workflow", "model"},  # lazily
+    "__init__": {"workflow", "measurement", "runs", "model"},  # lazily
     # among the leaves
     "errors": set(),
     "records": {"errors"},

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
+    from topwork.measurement import measure
     from topwork.model import Model, Prediction, load
-    from topwork.workflow import Run, check, fit, judge, load_run, measure
+    from topwork.runs import Run, load_run
+    from topwork.workflow import check, fit, judge
 
 _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "Model": "model", "Prediction": "model", "load": "model",
-    "Run": "workflow", "check": "workflow", "fit": "workflow", "judge": "workflow", "load_run": "workflow",
-    "measure": "workflow",
+    "Run": "runs", "load_run": "runs", "measure": "measurement",
+    "check": "workflow", "fit": "workflow", "judge": "workflow",
 }  # fmt: skip
 
 __all__ = [

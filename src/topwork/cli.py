@@ -122,9 +122,9 @@ def plan(
     """Only measure and recommend: the depth table, the similarity, the plan, its cost."""
     console, watch = _screen(json)
     from topwork import plan as planning
-    from topwork import workflow
+    from topwork.measurement import measure
 
-    measured = workflow.measure(
+    measured = measure(
         folder, backbone=backbone, weights=weights, size=size, seed=seed, delta=delta, cache=cache, watch=watch
     )
     decided = planning.decide(measured.evidence, delta=delta)

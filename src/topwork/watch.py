@@ -1,10 +1,14 @@
-"""What is happening right now? The one way in which rooms report progress.
+"""What is happening right now, and how long did it take? The one way in which rooms report progress.
 
 Rooms call a `Watch`; the terminal draws it, tests record it, `SILENT` ignores it.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -41,3 +45,19 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+@dataclass
+class Clock:
+    """Wall-clock seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add what happens inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,40 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast lint types format bench bench-quick clean
+
+# torch and torchvision first and by plain pip, as a pair: their builds must match.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed   ## the main job on handwritten digits, with the embedded backbone
+	$(BIN)/topwork demo
+
+test: $(VENV)/.installed   ## every test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed   ## without the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(VENV)/.installed   ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed   ## every bench at its real size (needs the labelled sets beside the project)
+	for file in bench/[a-z]*_*.py bench/depth.py; do $(BIN)/python $$file || exit 1; done
+
+bench-quick: $(VENV)/.installed
+	for file in bench/[a-z]*_*.py bench/depth.py; do $(BIN)/python $$file --quick || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info topwork-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
