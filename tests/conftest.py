@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from topwork import runs, workflow, zoo
+from topwork import images, runs, workflow, zoo
+from topwork.engine import Engine
 from topwork.zoo import Backbone
 
 CLASSES = ("bark", "sand", "weave")
@@ -129,5 +131,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A finished run over three classes of eight pictures."""
     home = tmp_path_factory.mktemp("finished")
     folder, log = write_photos(home / "photos"), Log()
-    run = workflow.fit(folder, size=SIZE_PX, out=home / "run", cache=home / "cache", watch=log)
+    run = workflow.fit(folder, size=SIZE_PX, strategy="head", out=home / "run", cache=home / "cache", watch=log)
     return Finished(run, folder, home / "cache", log)
+
+
+@pytest.fixture
+def imagenet_top1() -> Callable[[Backbone], float]:
+    """Share of the 250 photographs in ../shared whose ImageNet class a backbone names first."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "imagenet_samples"
+    if not folder.is_dir():
+        pytest.skip("the photographs of ../shared are not here")
+
+    def top1(backbone: Backbone) -> float:
+        rows = list(csv.DictReader((folder / "labels.csv").open()))
+        engine = Engine(backbone.chain.segments, backbone.preprocessing)
+        right = 0
+        for row in rows:
+            logits = engine.see(images.load(folder / row["file"], backbone.preprocessing)[None], logits=True).logits
+            right += int(logits.argmax()) == int(row["ilsvrc_index"])
+        return right / len(rows)
+
+    return top1

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from topwork.measurement import measure
     from topwork.model import Model, Prediction, load
     from topwork.runs import Run, load_run
-    from topwork.workflow import check, fit, judge
+    from topwork.workflow import check, fit, judge, resume
 
 _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "Model": "model", "Prediction": "model", "load": "model",
     "Run": "runs", "load_run": "runs", "measure": "measurement",
-    "check": "workflow", "fit": "workflow", "judge": "workflow",
+    "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
 }  # fmt: skip
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "load_run",
     "measure",
+    "resume",
 ]
 
 

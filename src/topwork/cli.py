@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from topwork.records import Metrics
+    from topwork.runs import Run
     from topwork.watch import Watch
 
 app = typer.Typer(
@@ -30,13 +31,15 @@ app = typer.Typer(
 class Strategy(StrEnum):
     """How the kept layers are treated."""
 
+    auto = "auto"
     head = "head"
+    suffix = "suffix"
+    full = "full"
+    surgical = "surgical"
 
 
-Folder = Annotated[
-    Path,
-    typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False),
-]
+Images = typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False)
+Folder = Annotated[Path, Images]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
 BackboneName = Annotated[
     str, typer.Option("--backbone", help="Pretrained network: `topwork backbones` lists them; timm's as timm:NAME.")
@@ -71,37 +74,52 @@ def main() -> None:
 
 @app.command()
 def fit(
-    folder: Folder,
+    folder: Annotated[Path | None, Images] = None,
     backbone: BackboneName = "efficientnet_lite0",
     weights: Weights = None,
     size: Size = None,
-    strategy: Annotated[Strategy, typer.Option(help="head: the kept layers stay frozen.")] = Strategy.head,
+    strategy: Annotated[
+        Strategy,
+        typer.Option(
+            help="head: new layers alone; suffix: the kept layers from --unfreeze on; full: all of them;"
+            " surgical: the first block alone; auto: whichever is shown to be worth it."
+        ),
+    ] = Strategy.auto,
+    cut: Annotated[str | None, typer.Option("--cut", help="Where to cut, instead of the measured place.")] = None,
+    unfreeze: Annotated[str | None, typer.Option("--unfreeze", help="The first block that is trained.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate (AdamW) of the last stage.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of a training in full.")] = None,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Whether left and right may be swapped.")] = True,
+    balance: Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Time for training: seconds, or 90s, 10m, 1h, 40fe.")
+    ] = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")] = None,
     cache: Cache = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted fit, all else as it was.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure, decide, train, judge and save: the main job."""
+    if (folder is None) == (resume is None):
+        raise UsageError("expected either a folder of images or --resume RUN; `topwork fit --help` shows both")
     console, watch = _screen(json)
     from topwork import workflow
 
-    run = workflow.fit(
-        folder, backbone=backbone, weights=weights, size=size, strategy=strategy.value, delta=delta, seed=seed,
-        out=out, cache=cache, watch=watch,
-    )  # fmt: skip
-    if json:
-        r = run.record
-        accuracy = r.metrics.accuracy
-        _print_json(
-            {
-                "run": str(run.path), "backbone": r.backbone.name, "cut": r.plan.cut, "kept_cost": r.plan.kept_cost,
-                "strategy": r.plan.strategy,
-                "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
-                "cost_fe": r.spending.cost_fe, "seconds": r.spending.total_seconds,
-                "warnings": [*r.warnings, *_left_out(len(r.data.faults))],
-            }
+    if resume is not None:
+        run = workflow.resume(resume, watch=watch)
+    else:
+        assert folder is not None
+        run = workflow.fit(
+            folder, backbone=backbone, weights=weights, size=size, strategy=strategy.value, cut=cut,
+            unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance, budget=budget, delta=delta, seed=seed,
+            out=out, cache=cache, watch=watch,
         )  # fmt: skip
+    if json:
+        _print_json(_summary(run))
         return
     from topwork import terminal
 
@@ -261,7 +279,8 @@ def demo(
     while out.exists():
         number += 1
         out = folder / f"run-{number}"
-    fit(images, size=size, out=out, cache=folder / "cache", json=json)
+    # New layers alone: a minute's work, and digits turned around are other digits.
+    fit(images, size=size, strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
 
 
 def _screen(json: bool) -> tuple[Console, Watch]:
@@ -293,6 +312,19 @@ def _files(paths: list[Path]) -> list[str | Path]:
     if not files:
         raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
     return files
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """What `fit --json` prints."""
+    r = run.record
+    accuracy = r.metrics.accuracy
+    return {
+        "run": str(run.path), "backbone": r.backbone.name, "cut": r.plan.cut, "kept_cost": r.plan.kept_cost,
+        "strategy": r.plan.strategy,
+        "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
+        "cost_fe": r.spending.cost_fe, "seconds": r.spending.total_seconds,
+        "warnings": [*r.warnings, *_left_out(len(r.data.faults))],
+    }  # fmt: skip
 
 
 def _left_out(count: int) -> list[str]:

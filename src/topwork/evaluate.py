@@ -33,6 +33,7 @@ class Selected:
     chosen: int  # index of the chosen cut
     delta: float
     groups: Ints | None
+    fixed: bool = False  # the cut was given, not chosen
 
 
 def metrics(
@@ -104,7 +105,7 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
         penalty = (drawn @ flat).reshape(cuts, -1).argmin(axis=1)
         at_penalty = correct[:, np.arange(cuts), penalty]  # (n, K)
         rows = np.repeat(np.arange(n), drawn)
-        cut = cheapest(deficits(at_penalty[rows], None).high, selected.delta)
+        cut = selected.chosen if selected.fixed else cheapest(deficits(at_penalty[rows], None).high, selected.delta)
         right = at_penalty[:, cut]
         if cut == selected.chosen and selected.head.loss.shape[1]:
             best = int((drawn @ selected.head.loss).argmin())

@@ -12,9 +12,7 @@ import os
 import time
 import uuid
 import zlib
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork import images
+from topwork.ahead import batches
 from topwork.engine import Engine
 from topwork.errors import ImageError
 from topwork.records import Example, Fault, Preprocessing
@@ -35,9 +34,6 @@ BATCH = 16
 take 13 MB per image."""
 
 BATCH_GPU = 64
-AHEAD = 3
-"""Batches decoded ahead: enough that a slow file does not stall the network, bounded memory."""
-
 _FORMAT = "1"  # of the shards; part of the key
 _RECORD = 20  # bytes per index record: 16 of the digest, 4 of the row's CRC-32
 
@@ -50,6 +46,7 @@ class Features:
     widths: tuple[int, ...]  # values per image at each cut
     logits: NDArray[np.float32] | None  # (n, source_classes)
     cost_shares: tuple[float, ...]  # measured seconds up to each cut over those of the whole backbone
+    seconds: NDArray[np.float64]  # (1 + segments,) per image, as measured in the pass: decoding, then each segment
     fe_seconds: float  # decoding plus one forward pass over the n images, as measured in the pass
     passed: int  # images that went through the backbone now; the others were found
     bytes_per_image: int
@@ -97,6 +94,7 @@ def measure(
         tuple(widths[:n_cuts]),
         _gather(shards, places, n_cuts, widths[n_cuts]) if with_logits else None,
         tuple(float(s) for s in np.cumsum(forward)[:n_cuts] / forward.sum()),
+        timing,
         float(timing.sum() * len(kept)),
         len(missing) - len(faults),
         2 * sum(widths) + _RECORD,
@@ -122,9 +120,10 @@ def _pass(
     faults: dict[str, Fault] = {}
     watch.begin("pass", len(missing))
     with _Writer(folder, widths) as writer:
-        for group, decode_seconds in _decoded(root, missing, backbone.preprocessing, batch):
-            good = [(e, x) for e, x in group if not isinstance(x, Fault)]
-            faults.update({e.digest: x for e, x in group if isinstance(x, Fault)})
+        for group in batches(missing, _decoder(root, backbone.preprocessing), batch):
+            good = [(e, x) for e, (x, _) in group if not isinstance(x, Fault)]
+            faults.update({e.digest: x for e, (x, _) in group if isinstance(x, Fault)})
+            decode_seconds = sum(seconds for _, (_, seconds) in group)
             if good:
                 seen = engine.see(np.stack([x for _, x in good]), logits=with_logits)
                 rows = [*seen.pooled, *([seen.logits] if seen.logits is not None else [])]
@@ -137,10 +136,8 @@ def _pass(
 _Pixels = NDArray[np.uint8]
 
 
-def _decoded(
-    root: Path, examples: Sequence[Example], preprocessing: Preprocessing, batch: int
-) -> Iterator[tuple[list[tuple[Example, _Pixels | Fault]], float]]:
-    """Batches of decoded images in order, decoded ahead in threads (Pillow works outside the GIL)."""
+def _decoder(root: Path, preprocessing: Preprocessing) -> Callable[[Example], tuple[_Pixels | Fault, float]]:
+    """Decodes one image; gives its pixels, or what is wrong with it, and the seconds that it took."""
 
     def one(example: Example) -> tuple[_Pixels | Fault, float]:
         start = time.perf_counter()
@@ -153,20 +150,7 @@ def _decoded(
             return Fault(example.path, error.kind, error.detail), time.perf_counter() - start
         return pixels, time.perf_counter() - start
 
-    todo = [examples[i : i + batch] for i in range(0, len(examples), batch)]
-    ahead: deque[tuple[Sequence[Example], list[Future[tuple[_Pixels | Fault, float]]]]] = deque()
-    with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) // 2)) as pool:
-        try:
-            for group in todo[:AHEAD]:
-                ahead.append((group, [pool.submit(one, e) for e in group]))
-            for i in range(len(todo)):
-                group, futures = ahead.popleft()
-                results = [f.result() for f in futures]
-                if i + AHEAD < len(todo):
-                    ahead.append((todo[i + AHEAD], [pool.submit(one, e) for e in todo[i + AHEAD]]))
-                yield [(e, r[0]) for e, r in zip(group, results, strict=True)], sum(r[1] for r in results)
-        finally:  # also when the caller is interrupted: what waits is dropped
-            pool.shutdown(wait=False, cancel_futures=True)
+    return one
 
 
 @dataclass(frozen=True)

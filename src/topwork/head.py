@@ -50,6 +50,34 @@ class Head:
     correct: NDArray[np.bool_]  # (n, P) out-of-fold, one column per penalty that logistic tried
     loss: NDArray[np.float32]  # (n, P) their log-losses; P = 0 where only ridge was fitted
 
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(n,) whether the kept head is right on each image out of fold (`folds` with the same seed)."""
+        if self.facts.kind == "ridge":
+            return self.ridge_folds
+        return self.correct[:, int(self.loss.mean(axis=0).argmin())]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The ridge head, scaled to be a softmax's logits: ((x - mean) / scale) @ weight + bias."""
+
+    mean: Floats  # (d,) of the pooled features
+    scale: Floats  # (d,) infinite for features that do not vary
+    weight: Floats  # (d, C)
+    bias: Floats  # (C,)
+
+
+def exact(x: NDArray[np.float32], labels: Ints, classes: int, penalty: float, groups: Ints | None) -> Exact:
+    """The head that training starts from, in closed form, its temperature fitted leave-one-out."""
+    standard = Standardised.of(x)
+    factors = factor(x, standard)
+    alone = np.array([penalty])
+    loo = probe(x, labels, classes, groups=groups, penalties=alone, standard=standard, factors=factors)
+    t = temperature(loo.scores.astype(np.float64), labels)
+    w, b = weights(x, labels, classes, penalty, standard, factors)
+    return Exact(standard.mean, standard.scale, w / t, b / t)
+
 
 def folds(labels: Ints, groups: Ints | None, seed: int, k: int = FOLDS) -> Ints:
     """A fold number per image: stratified, a group whole in one fold, the same for the same seed.

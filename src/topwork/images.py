@@ -41,6 +41,9 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
+"""What may stand for one image: encoded bytes, a path, a Pillow image or a uint8 array."""
+
 _opening = threading.Lock()  # warnings.catch_warnings is not thread-safe; opening reads only the header
 
 
@@ -98,7 +101,7 @@ def look(data: bytes, *, decode: bool = False) -> ImageFacts:
 
 
 def load(
-    source: bytes | Path | str | Image.Image | NDArray[np.uint8],
+    source: Source,
     preprocessing: Preprocessing,
 ) -> NDArray[np.uint8]:  # (crop_px, crop_px, 3) RGB
     """Turn one image into the network's pixels: right side up, RGB, resized and centre-cropped.
@@ -106,6 +109,11 @@ def load(
     `source` is encoded bytes, a path, a Pillow image, or an (h, w), (h, w, 3) or (h, w, 4) uint8 array.
     Raises ImageError where there is no usable image.
     """
+    return frame(decode(source, preprocessing), preprocessing)
+
+
+def decode(source: Source, preprocessing: Preprocessing) -> Image.Image:
+    """Turn one image into upright RGB, in full, or at a scale that still has DRAFT_MARGIN times the resize target."""
     if isinstance(source, (str, Path)):
         source = read_bytes(Path(source))
     if isinstance(source, bytes):
@@ -115,7 +123,7 @@ def load(
         image = _from_array(source)
     else:
         image = _decoded(source).copy()  # the caller's image stays as it is
-    return frame(to_rgb(_decoded(image)), preprocessing)
+    return to_rgb(_decoded(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,11 @@ class Measured:
     evidence: plan.Evidence
     scores: tuple[CutScore, ...]
 
+    @property
+    def locked_rows(self) -> NDArray[np.int64]:
+        """Rows of the images that the result is measured on, where some are locked."""
+        return np.flatnonzero([e.part == "test" for e in self.dataset.examples])
+
 
 def measure(
     folder: str | Path,
@@ -47,10 +53,14 @@ def measure(
     seed: int = 0,
     delta: float = plan.DELTA,
     cache: str | Path | None = None,
+    cuts: Sequence[str | None] = (),
     watch: Watch = SILENT,
     clock: Clock | None = None,
 ) -> Measured:
-    """Look at the data, pass every image through the backbone once, and score every cut."""
+    """Look at the data, pass every image through the backbone once, and score every cut.
+
+    `cuts` are names that must be cuts of the backbone: a wrong one is told before the pass, not after it.
+    """
     clock = clock or Clock()
     if not 0 <= delta < 1:
         raise UsageError(f"--delta {delta}: expected a share of accuracy from 0 to below 1, such as 0.01")
@@ -61,9 +71,12 @@ def measure(
     watch.show("data", dataset)
     with clock.time("load"):
         loaded = zoo.load(backbone, weights=Path(weights) if weights else None, size_px=size)
+    for name in cuts:
+        if name is not None:
+            loaded.index(name)
     watch.show("backbone", loaded.facts)
     with clock.time("pass"):
-        home = Path(cache) if cache else cache_folder()
+        home = cache_folder(cache)
         seen = features.measure(loaded, root, dataset.examples, cache=home, watch=watch)
         if seen.faults:
             dataset = data.without(dataset, seen.faults)
@@ -74,7 +87,7 @@ def measure(
     return measured
 
 
-def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
+def fitted_head(m: Measured, chosen: int, seed: int, *, balance: bool = False) -> head.Head:
     """The head at the chosen cut."""
     labels = m.labels[m.rows]
 
@@ -98,9 +111,9 @@ def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
     return head.Head(**{**found, "facts": facts, "temperature": facts.temperature})
 
 
-def cache_folder() -> Path:
+def cache_folder(given: str | Path | None = None) -> Path:
     """Where features are kept: TOPWORK_CACHE, or the user's cache folder. May be deleted at any time."""
-    return Path(os.environ.get("TOPWORK_CACHE") or platformdirs.user_cache_dir("topwork"))
+    return Path(given or os.environ.get("TOPWORK_CACHE") or platformdirs.user_cache_dir("topwork"))
 
 
 def _probed(

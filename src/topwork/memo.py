@@ -29,14 +29,15 @@ def remembered(folder: Path, inputs: Sequence[Input], compute: Callable[[], Arra
 
     `inputs` must hold everything that the result depends on, the version of its formula included. A file
     that cannot be read, or not be written (a full disk, a read-only folder), only costs the time.
+    No arrays at all mean that there was no answer, which is not kept.
     """
-    path = folder / f"{_name(inputs)}.npz"
+    path = folder / f"{name(inputs)}.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         found = compute()
-    if sum(a.nbytes for a in found.values()) <= MAX_BYTES:
+    if found and sum(a.nbytes for a in found.values()) <= MAX_BYTES:
         _keep(path, found)
     return found
 
@@ -57,7 +58,8 @@ def _keep(path: Path, found: Arrays) -> None:
             aside.unlink()
 
 
-def _name(inputs: Sequence[Input]) -> str:
+def name(inputs: Sequence[Input]) -> str:
+    """What these inputs are called: 128 bits."""
     hasher = blake2b(digest_size=16)
     for part in inputs:
         if isinstance(part, str):

@@ -22,10 +22,9 @@ from torch import Tensor
 from topwork import images
 from topwork.engine import normalisation, pool, prepare
 from topwork.errors import DataError, ImageError
+from topwork.images import Source
 from topwork.records import ModelFacts, decode, encode
 from topwork.zoo import Backbone, skeleton
-
-Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 
 BATCH = 16  # as in features.py: larger gains nothing on a CPU
 LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"

@@ -8,12 +8,12 @@ plan says so, and how many more images would.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.records import CutScore, Plan, Similarity, Verdict
+from topwork.records import CutScore, Plan, Similarity, Tuning, Verdict
 from topwork.statistics import Z95, paired_errors, wilson
 
 Floats = NDArray[np.float64]
@@ -85,22 +85,46 @@ def scores(evidence: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...])
     return tuple(rows)
 
 
-def decide(evidence: Evidence, *, delta: float = DELTA) -> Plan:
-    """Backbone, cut and strategy, each with the measurement behind it."""
+def decide(evidence: Evidence, *, delta: float = DELTA, cut: str | None = None) -> Plan:
+    """Backbone, cut and strategy, each with the measurement behind it. `cut` is one that was asked for."""
     d = deficits(evidence.correct, evidence.groups)
-    chosen = cheapest(d.high, delta)
+    chosen = cheapest(d.high, delta) if cut is None else evidence.cuts.index(cut)
     similarity = _similarity(evidence, d)
-    undecided = _undecided(evidence, d, chosen, delta)
-    reasons = [_cut_reason(evidence, d, chosen, delta)]
+    undecided = _undecided(evidence, d, chosen, delta) if cut is None else None
+    reasons = [_cut_reason(evidence, d, chosen, delta) if cut is None else _asked_reason(evidence, d, chosen)]
     if undecided is not None:
         reasons.append(undecided[1])
     reasons.append(similarity.reason)
     reasons.append("Head only: the kept layers stay as they were learnt, so each image passes through them once.")
     return Plan(
-        evidence.backbone, evidence.cuts[chosen], evidence.cuts[d.best], "head", delta,
+        evidence.backbone, evidence.cuts[chosen], evidence.cuts[d.best], "head", None, delta,
         undecided is None, None if undecided is None else undecided[0],
         evidence.cost_shares[chosen], similarity, tuple(reasons),
     )  # fmt: skip
+
+
+def tuned(plan: Plan, tuning: Tuning, evidence: Evidence) -> Plan:
+    """The plan after training was tried: what replaced the frozen model, or why nothing did."""
+    *reasons, _ = plan.reasons  # the last one says that the kept layers stay as they are
+    if not tuning.replaced or tuning.recipe is None:
+        why = f"The kept layers stay as they were learnt: {tuning.reason}"
+        return replace(plan, reasons=(*reasons, why))
+    recipe = tuning.recipe
+    kept = evidence.cost_shares[evidence.cuts.index(recipe.cut)]
+    cost = "" if recipe.cut == plan.cut else f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
+    return replace(
+        plan, cut=recipe.cut, strategy=recipe.strategy, recipe=recipe, kept_cost=kept,
+        reasons=(*reasons, f"The trained model replaces the frozen one: {tuning.reason}{cost}"),
+    )  # fmt: skip
+
+
+def _asked_reason(evidence: Evidence, d: Deficits, chosen: int) -> str:
+    accuracy = evidence.correct.mean(axis=0)
+    return (
+        f"Cut after {evidence.cuts[chosen]}, as asked: {accuracy[chosen]:.1%} right leave-one-out, at"
+        f" {evidence.cost_shares[chosen]:.0%} of the backbone's cost; the best cut, {evidence.cuts[d.best]}, is right"
+        f" on {accuracy[d.best]:.1%}."
+    )
 
 
 def _cut_reason(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> str:

@@ -18,6 +18,7 @@ SCHEMA = 1
 """Version of run.json and model.json; a reader refuses a higher one."""
 
 Part = Literal["train", "val", "test"]
+Strategy = Literal["head", "suffix", "full", "surgical"]
 Verdict = Literal["similar", "in between", "different"]
 
 
@@ -35,6 +36,36 @@ class Preprocessing:
     def at(self, crop_px: int) -> Preprocessing:
         """The same preprocessing at another input size, with the margin around the crop in proportion."""
         return replace(self, crop_px=crop_px, resize_px=round(self.resize_px * crop_px / self.crop_px))
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How the views that training sees differ from the plain one."""
+
+    least_area: float = 0.35  # share of the image that a crop keeps; ImageNet's 0.08 loses the object on small sets
+    stretch: float = 4 / 3  # proportions are changed by at most this factor, as in torchvision and timm
+    flip: bool = True  # left and right; false where it changes the label (digits, spectrograms, text)
+    colour: float = 0.2  # brightness, contrast and saturation are changed by at most this share
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the kept layers are trained. Each default's reason stands beside it."""
+
+    strategy: Strategy
+    cut: str
+    unfreeze: str  # the first trained block; everything before it is frozen and not in the training graph
+    lr: float = 1e-3  # of the last stage and the head; AdamW steps are about this large, whatever the gradient
+    epochs: int = 15
+    decay: float = 0.7  # learning rate of each stage over that of the stage after it, from head to stem
+    batch: int = 32  # images per step: small sets need the steps
+    weight_decay: float = 0.02  # decoupled; not on biases and normalisation, as everywhere since BiT
+    smoothing: float = 0.1  # of the labels: a few hundred images are otherwise learnt by heart
+    warm_up: float = 0.1  # share of the steps in which the rate rises linearly; then it falls by a cosine to 0
+    average: float = 0.5  # epochs over which the weights are averaged (EMA): the last steps' noise goes
+    clip: float = 1.0  # norm that the whole gradient is held to: one odd batch must not undo the start
+    views: int = 8  # augmented views per image; one an epoch, round and round
+    balance: bool = False  # classes weigh alike, however many images they have
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +203,44 @@ class Plan:
     backbone: str
     cut: str
     best_cut: str
-    strategy: Literal["head"]
+    strategy: Strategy
+    recipe: Recipe | None  # how the kept layers were trained; None where they stay as they were learnt
     delta: float  # accuracy that a cheaper cut may cost, 0..1
     decided: bool
     more_images: int | None  # about how many more labelled images would decide; None where decided
     kept_cost: float
     similarity: Similarity
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training of a candidate on all folds but one, judged on that one."""
+
+    recipe: Recipe
+    rung: str  # "short", "long" or "test"
+    fold: int
+    n: int  # images that it was judged on
+    accuracy: float
+    log_loss: float  # at the temperature that suits it best
+    head_accuracy: float  # of the frozen model's head on the same images
+    seconds: float
+    losses: tuple[float, ...]  # mean training loss of each epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Whether training the kept layers is worth it: what was tried, what it cost, what was decided and why."""
+
+    budget_seconds: float
+    spent_seconds: float
+    trials: tuple[Trial, ...]
+    recipe: Recipe | None  # of the candidate that came furthest
+    gain: float | None  # its accuracy minus the frozen model's, on images that chose neither
+    gain_low: float | None  # lower 90% bound (one-sided) of the gain
+    n: int  # images that the gain was measured on
+    replaced: bool  # whether the trained model replaces the frozen one
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +295,27 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """What a fit was asked for. None: measured, or the backbone's own."""
+
+    folder: str
+    backbone: str
+    weights: str | None = None
+    size: int | None = None  # px
+    strategy: Literal["auto"] | Strategy = "auto"
+    cut: str | None = None
+    unfreeze: str | None = None
+    lr: float | None = None
+    epochs: int | None = None
+    flip: bool = True
+    balance: bool = False
+    budget: str | None = None  # seconds as a number, or such as 90s, 10m, 1h, 40fe
+    delta: float = 0.01
+    seed: int = 0
+    cache: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """run.json: every fact of a run."""
 
@@ -240,12 +323,14 @@ class RunRecord:
     topwork: str
     created: str  # UTC, ISO 8601
     name: str
+    options: Options
     data: DataFacts
     backbone: BackboneFacts
     scores: tuple[CutScore, ...]
     plan: Plan
     head: HeadFacts
     metrics: Metrics
+    tuning: Tuning | None  # None where only a head was asked for
     spending: Spending
     engine: str
     versions: dict[str, str]

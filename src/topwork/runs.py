@@ -9,7 +9,8 @@ from __future__ import annotations
 import platform
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from topwork import model
-from topwork.errors import DataError, UsageError
-from topwork.records import CutScore, Metrics, Plan, RunRecord, decode, encode
+from topwork.errors import DataError, TopworkError, UsageError
+from topwork.records import CutScore, Metrics, Options, Plan, RunRecord, decode, encode
 
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
@@ -62,16 +63,60 @@ def load_run(path: str | Path) -> Run:
     return Run(Path(path), decode(file.read_bytes(), RunRecord, where=str(file)))
 
 
+def waiting(target: Path) -> Path:
+    """Where an unfinished run keeps what --resume needs: its options and the journal of its training."""
+    return target.with_name(f".{target.name}.resume")
+
+
+@contextmanager
+def resumable(target: Path, options: Options) -> Iterator[Path]:
+    """Keep the options beside the run's place while it is under way, so that it can be resumed.
+
+    Whatever ends it, but success or an error that would only come again, leaves them there.
+    """
+    folder = waiting(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "options.json", encode(options))
+    try:
+        yield folder
+    except TopworkError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def unfinished(target: Path) -> Options:
+    """The options of an interrupted run. Raises DataError where there is none, or where it is finished."""
+    file = waiting(target) / "options.json"
+    if target.exists():
+        raise DataError(f"--resume {target}: that run is finished; `topwork predict {target} ...` uses it")
+    if not file.is_file():
+        raise DataError(f"--resume {target}: no interrupted run waits there (no {file}); start it with `topwork fit`")
+    return decode(file.read_bytes(), Options, where=str(file))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it: whoever reads finds the old one or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
 def free_folder(source: Path, out: str | Path | None) -> Path:
     """Where a run goes: `out`, or runs/NAME after the images' folder; never a folder that exists."""
     if out is not None:
         target = Path(out)
         if target.exists():
             raise UsageError(f"--out {target}: exists already and is not overwritten; name another folder")
+        if waiting(target).exists():
+            raise UsageError(
+                f"--out {target}: an interrupted run waits there; go on with `topwork fit --resume {target}`,"
+                f" name another folder, or delete {waiting(target)}"
+            )
         return target
     name = source.resolve().name or "run"
     target, count = RUNS / name, 1
-    while target.exists():
+    while target.exists() or waiting(target).exists():
         count += 1
         target = RUNS / f"{name}-{count}"
     return target

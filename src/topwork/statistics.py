@@ -11,6 +11,10 @@ Z95 = 1.959964
 """Two-sided 95% quantile of the normal distribution."""
 
 
+Z90 = 1.281552
+"""One-sided 90% quantile of the normal distribution."""
+
+
 def wilson(share: float, n: float) -> tuple[float, float]:
     """95% interval of a share of n independent images (Wilson, 1927): holds near 0 and 1, and for small n.
 

@@ -11,12 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from topwork.records import BackboneFacts, CutScore, Dataset, Estimate, Fault, Metrics, Plan, RunRecord
+from topwork.records import BackboneFacts, CutScore, Dataset, Estimate, Fault, Metrics, Plan, RunRecord, Trial
 
 STAGES = {
     "look": "Looking at the files",
     "pass": "Passing images through the backbone",
     "probe": "Scoring every cut",
+    "views": "Passing views through the frozen layers",
+    "train": "Training",
     "predict": "Predicting",
 }
 BAR = 24  # characters of an accuracy bar
@@ -69,6 +71,12 @@ class TerminalWatch:
             faults(self._console, fact)
         elif what == "scores" and isinstance(fact, tuple):
             self._scores = fact
+        elif what == "budget" and isinstance(fact, tuple):
+            budget(self._console, *fact)
+        elif isinstance(fact, Trial):
+            trial(self._console, fact)
+        elif what == "tuning" and isinstance(fact, Plan):
+            self._console.print(f"  - {escape(fact.reasons[-1])}", highlight=False)
         elif isinstance(fact, Plan):
             depth(self._console, self._scores, fact)
             plan(self._console, fact)
@@ -142,6 +150,34 @@ def plan(console: Console, decided: Plan) -> None:
     console.print("\n[bold]Plan[/]" + ("" if decided.decided else "  [yellow]undecided in part[/]"))
     for reason in decided.reasons:
         console.print(f"  - {escape(reason)}", highlight=False)
+
+
+def budget(console: Console, seconds: float, cost_fe: float) -> None:
+    """What training may cost, said before it starts."""
+    console.print(
+        f"\n[bold]Training[/]  up to {_time(seconds)} ({cost_fe:.0f} FE) to find out whether training the kept layers"
+        " is worth it; Ctrl-C loses nothing (--resume), --strategy head skips it",
+        highlight=False,
+    )
+
+
+def trial(console: Console, tried: Trial) -> None:
+    """One training that is done."""
+    r = tried.recipe
+    part = {
+        "suffix": f"{r.unfreeze} to {r.cut}",
+        "full": f"all up to {r.cut}",
+        "surgical": f"{r.unfreeze} alone, {r.cut}",
+    }
+    console.print(
+        f"  {tried.rung:<5}  {escape(part.get(r.strategy, r.strategy)):<26} rate {r.lr:<7.2g} {r.epochs:>3} epochs"
+        f"  {tried.accuracy:.1%} (head {tried.head_accuracy:.1%}), log-loss {tried.log_loss:.3f}, {tried.seconds:.0f} s",
+        highlight=False,
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def metrics(console: Console, found: Metrics) -> None:

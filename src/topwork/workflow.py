@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from topwork import data, engine, evaluate, head, model, plan, runs, zoo
+from topwork import data, engine, evaluate, head, model, plan, runs, tune, zoo
 from topwork.errors import DataError, UsageError
-from topwork.measurement import Measured, fitted_head, measure
-from topwork.records import SCHEMA, Dataset, Metrics, ModelFacts, Plan, RunRecord, Spending
+from topwork.measurement import Measured, cache_folder, fitted_head, measure
+from topwork.records import SCHEMA, Dataset, Metrics, ModelFacts, Options, Plan, RunRecord, Spending, Strategy, Tuning
 from topwork.runs import Run
 from topwork.watch import SILENT, Clock, Watch
 
-STRATEGIES = ("head",)
+STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
 
 
 def fit(
@@ -27,7 +29,14 @@ def fit(
     backbone: str = zoo.EMBEDDED,
     weights: str | Path | None = None,
     size: int | None = None,
-    strategy: str = "head",
+    strategy: Literal["auto"] | Strategy = "auto",
+    cut: str | None = None,
+    unfreeze: str | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    flip: bool = True,
+    balance: bool = False,
+    budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
     out: str | Path | None = None,
@@ -37,33 +46,26 @@ def fit(
     """Measure every cut of a pretrained backbone on labelled images, decide, train, judge and save.
 
     `folder`: one folder per class, or train/ plus val/ and test/ of such. `size`: input size in px.
-    `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default
-    runs/NAME, or runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
+    `strategy`: "head" trains new layers alone; "suffix" the kept layers from `unfreeze` on; "full" all of
+    them; "surgical" the first block alone; "auto" finds out which is worth it within the `budget`
+    (seconds, or text such as "10m" or "40fe"). `cut`, `unfreeze`, `lr` (of AdamW, for the last stage) and
+    `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
+    `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
+    runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
-    clock, started = Clock(), time.perf_counter()
-    if strategy not in STRATEGIES:
-        raise UsageError(f"--strategy {strategy}: expected {' or '.join(STRATEGIES)}")
     target = runs.free_folder(Path(folder), out)
-    measured = measure(
-        folder, backbone=backbone, weights=weights, size=size, seed=seed, delta=delta, cache=cache, watch=watch,
-        clock=clock,
+    options = Options(
+        _absolute(folder), backbone, None if weights is None else _absolute(weights), size, strategy, cut, unfreeze,
+        lr, epochs, flip, balance, None if budget is None else str(budget), delta, seed,
+        None if cache is None else _absolute(cache),
     )  # fmt: skip
-    with clock.time("plan"):
-        decided = plan.decide(measured.evidence, delta=delta)
-    watch.show("plan", decided)
-    m = measured
-    with clock.time("head"), threadpool_limits(1, "blas"):
-        chosen = m.backbone.index(decided.cut)
-        fitted = fitted_head(m, chosen, seed)
-    with clock.time("evaluate"), threadpool_limits(1, "blas"):
-        metrics, scored, scores = _judged(m, fitted, chosen, delta, seed)
-    with clock.time("save"):
-        kept = model.create(_model_facts(m, decided, fitted, metrics), m.backbone, fitted.weight, fitted.bias)
-        record = _record(m, decided, fitted, metrics, clock, time.perf_counter() - started, target.name, seed)
-        paths = [m.dataset.examples[i].path for i in scored]
-        run = runs.save(target, record, kept, paths, m.labels[scored], scores)
-    watch.show("run", run)
-    return run
+    return _fit(options, target, Path(folder), watch)
+
+
+def resume(run: str | Path, *, watch: Watch = SILENT) -> Run:
+    """Go on with an interrupted fit from its last step, to the same result. Raises DataError where none waits."""
+    options = runs.unfinished(Path(run))
+    return _fit(options, Path(run), Path(options.folder), watch)
 
 
 def check(folder: str | Path, *, seed: int = 0, watch: Watch = SILENT) -> tuple[Dataset, str]:
@@ -93,44 +95,130 @@ def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tupl
     return evaluate.metrics(scores, np.array(labels), loaded.classes, temperature=1.0, on=on), held_out
 
 
-def _judged(
-    m: Measured, fitted: head.Head, chosen: int, delta: float, seed: int
-) -> tuple[Metrics, NDArray[np.int64], NDArray[np.float64]]:
-    """Metrics on what is locked, else out of sample; with the rows and scores that they rest on."""
-    classes = m.dataset.classes
+@dataclass(frozen=True)
+class _Outcome:
+    """What is to be saved: the model's parts, and the scores that its metrics rest on."""
+
+    backbone: zoo.Backbone
+    weight: NDArray[np.float32]  # (d, C) on pooled features
+    bias: NDArray[np.float32]
+    head: str
+    temperature: float
+    metrics: Metrics
+    rows: NDArray[np.int64]  # of the judged images
+    scores: NDArray[np.float64]  # (len(rows), C) before the temperature
+
+
+def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
+    clock, started, o = Clock(), time.perf_counter(), options
+    _validate(o)
+    with runs.resumable(target, o) as waiting:
+        m = measure(
+            root, backbone=o.backbone, weights=o.weights, size=o.size, seed=o.seed, delta=o.delta, cache=o.cache,
+            cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
+        )  # fmt: skip
+        with clock.time("plan"):
+            decided = plan.decide(m.evidence, delta=o.delta, cut=o.cut)
+        watch.show("plan", decided)
+        with clock.time("head"), threadpool_limits(1, "blas"):
+            fitted = fitted_head(m, m.backbone.index(decided.cut), o.seed, balance=o.balance)
+        tuning, outcome = None, None
+        if o.strategy != "head":
+            with clock.time("train"):
+                tuned = tune.tune(m, decided, fitted, o, cache_folder(o.cache), waiting / "journal", watch)
+            tuning = tuned.tuning
+            decided = plan.tuned(decided, tuning, m.evidence)
+            watch.show("tuning", decided)
+            outcome = None if tuned.model is None else _trained(m, tuned.model)
+        if outcome is None:
+            with clock.time("evaluate"), threadpool_limits(1, "blas"):
+                outcome = _frozen(m, fitted, decided, o)
+        with clock.time("save"):
+            run = _saved(m, decided, fitted, outcome, tuning, clock, started, target, o)
+        tune.clean(m, o, cache_folder(o.cache))
+    watch.show("run", run)
+    return run
+
+
+def _validate(o: Options) -> None:
+    """Every option that can be checked before any work; gathers all problems."""
+    problems = []
+    if o.strategy not in STRATEGIES:
+        problems.append(f"--strategy {o.strategy}: expected {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}")
+    if o.lr is not None and not 0 < o.lr <= 1:
+        problems.append(f"--lr {o.lr}: expected a rate above 0 and up to 1, such as 0.001")
+    if o.epochs is not None and not 1 <= o.epochs <= 1000:
+        problems.append(f"--epochs {o.epochs}: expected 1 to 1000")
+    if o.strategy == "head":
+        given = [n for n in ("unfreeze", "lr", "epochs", "budget") if getattr(o, n) is not None]
+        problems += [f"--{name} trains kept layers, which --strategy head leaves as they are" for name in given]
+    if o.unfreeze is not None and o.strategy in {"full", "surgical"}:
+        problems.append(f"--unfreeze {o.unfreeze}: --strategy {o.strategy} begins at the first block; use suffix")
+    if o.budget is not None:
+        try:
+            tune.budget_seconds(o.budget, 1.0)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _frozen(m: Measured, fitted: head.Head, decided: Plan, o: Options) -> _Outcome:
+    """The head on the frozen layers, judged on what is locked, else out of sample."""
+    chosen, classes = m.backbone.index(decided.cut), m.dataset.classes
     if m.locked != "out-of-sample":
-        rows = np.flatnonzero([e.part == "test" for e in m.dataset.examples])
+        rows = m.locked_rows
         scores = (m.features.at(chosen, rows) @ fitted.weight + fitted.bias).astype(np.float64)
         metrics = evaluate.metrics(scores, m.labels[rows], classes, temperature=fitted.temperature, on=m.locked)
-        return metrics, rows, scores
-    selected = evaluate.Selected(m.probes, fitted, chosen, delta, m.groups)
+    else:
+        rows, scores = m.rows, fitted.scores
+        selected = evaluate.Selected(m.probes, fitted, chosen, o.delta, m.groups, fixed=o.cut is not None)
+        metrics = evaluate.metrics(
+            scores, m.labels[rows], classes,
+            temperature=fitted.temperature, on=m.locked,
+            corrected=evaluate.corrected_accuracy(selected, seed=o.seed),
+            independent=len(rows) if m.groups is None else len(np.unique(m.groups)),
+        )  # fmt: skip
+    return _Outcome(
+        m.backbone, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
+    )
+
+
+def _trained(m: Measured, found: tune.TrainedModel) -> _Outcome:
+    """The trained layers, judged on what is locked, else on the folds that chose nothing."""
     metrics = evaluate.metrics(
-        fitted.scores, m.labels[m.rows], classes,
-        temperature=fitted.temperature, on=m.locked,
-        corrected=evaluate.corrected_accuracy(selected, seed=seed),
-        independent=len(m.rows) if m.groups is None else len(np.unique(m.groups)),
+        found.scores, m.labels[found.rows], m.dataset.classes, temperature=found.temperature, on=m.locked,
+        independent=len({m.dataset.examples[i].digest for i in found.rows}),
     )  # fmt: skip
-    return metrics, m.rows, fitted.scores
+    return _Outcome(
+        found.backbone, found.weight, found.bias, "trained", found.temperature, metrics, found.rows, found.scores
+    )
 
 
-def _model_facts(m: Measured, decided: Plan, fitted: head.Head, metrics: Metrics) -> ModelFacts:
-    k = m.backbone.index(decided.cut)
-    return ModelFacts(
+def _saved(
+    m: Measured, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
+    started: float, target: Path, o: Options,
+) -> Run:  # fmt: skip
+    cut = m.backbone.cuts[m.backbone.index(decided.cut)]
+    facts = ModelFacts(
         SCHEMA, version("topwork"), m.backbone.name, m.backbone.fingerprint, decided.cut, m.backbone.preprocessing,
-        m.dataset.classes, fitted.temperature, m.backbone.cuts[k].channels, fitted.facts.kind,
-        decided.kept_cost, metrics.accuracy, runs.versions(),
+        m.dataset.classes, outcome.temperature, cut.channels, outcome.head, decided.kept_cost,
+        outcome.metrics.accuracy, runs.versions(),
     )  # fmt: skip
-
-
-def _record(
-    m: Measured, decided: Plan, fitted: head.Head, metrics: Metrics, clock: Clock, total: float, name: str, seed: int
-) -> RunRecord:
+    kept = model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
+    total = time.perf_counter() - started
     spending = Spending(
         {k: round(v, 4) for k, v in clock.seconds.items()}, total, m.features.fe_seconds,
         total / m.features.fe_seconds, m.features.passed, m.features.bytes_per_image,
     )  # fmt: skip
-    return RunRecord(
-        SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), name,
-        data.facts(m.dataset, locked=m.locked, seed=seed), m.backbone.facts, m.scores, decided, fitted.facts,
-        metrics, spending, engine.NAME, runs.versions(), m.dataset.warnings,
+    record = RunRecord(
+        SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
+        data.facts(m.dataset, locked=m.locked, seed=o.seed), m.backbone.facts, m.scores, decided, fitted.facts,
+        outcome.metrics, tuning, spending, engine.NAME, runs.versions(), m.dataset.warnings,
     )  # fmt: skip
+    paths = [m.dataset.examples[i].path for i in outcome.rows]
+    return runs.save(target, record, kept, paths, m.labels[outcome.rows], outcome.scores)
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).absolute())

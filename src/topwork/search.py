@@ -1,0 +1,367 @@
+"""Is training the kept layers worth it, which part of them, and how hard?
+
+Candidates differ in the cut, in where training begins and in the rate. They meet on one fold: a short
+training each, then a long one for the best (successive halving). The one that came furthest is then
+tested on folds that chose nothing, paired with the frozen model's head on the same images. Each
+training is priced before it is started, and only started where what must follow still fits the budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from topwork import memo
+from topwork.head import FOLDS, Exact, temperature
+from topwork.records import Cut, Recipe, Trial, Tuning
+from topwork.statistics import Z90, paired_errors
+from topwork.train import Task, Trained, predict, stages, train, view_number
+from topwork.watch import SILENT, Watch
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+FORMULA = "1"
+"""Raised by every change that can change a training's outcome; results kept under another one are not read."""
+
+SHORT = 4
+"""Epochs of the first rung: enough to tell a wrong rate or place from a good one (bench/LOG.md)."""
+
+LONG_ARMS = 2  # candidates of the first rung that are trained in full
+RATE_STEP = 3.0  # a neighbouring rate; the best one differs by orders of magnitude between tasks (Li et al., 2020)
+LEAST_ERRORS = 4
+"""Errors of the frozen head below which nothing is tried: had the best training none, the paired test could
+still not show it (4 images of difference are 2 standard errors)."""
+
+SLACK = 0.1  # share of the budget by which a training under way may overrun it
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The frozen model's head on the same folds, and what it is compared by."""
+
+    fold: Ints  # (n,) the fold in which each image is left out
+    correct: NDArray[np.bool_]  # (n,) out of fold
+    groups: Ints | None
+
+
+@dataclass
+class Prices:
+    """What a training costs in seconds, predicted from the pass, and learnt from every training."""
+
+    decode: float  # seconds per image
+    forward: Floats  # (segments,) seconds per image of the prepared, frozen network
+    view_factor: float = 1.5  # of a view over decoding and prefix: random crops and colour come on top
+    train_factor: float = 4.0  # of a training step over the frozen forward pass of the trained part
+    seen: dict[tuple[str, str, str], float] = field(default_factory=dict)  # per image and epoch
+
+    def epoch(self, cuts: Sequence[Cut], recipe: Recipe) -> float:
+        """Per image trained on."""
+        key = (recipe.strategy, recipe.cut, recipe.unfreeze)
+        return self.seen.get(key, self.train_factor * self._part(cuts, recipe))
+
+    def views(self, point: int) -> float:
+        """Per image and view."""
+        return self.view_factor * (self.decode + float(self.forward[:point].sum()))
+
+    def learn(self, cuts: Sequence[Cut], recipe: Recipe, per_image: float) -> None:
+        """Take a measured epoch over for this candidate, and its ratio for the ones not yet tried."""
+        self.seen[recipe.strategy, recipe.cut, recipe.unfreeze] = per_image
+        ratios = [v / self._part(cuts, replace(recipe, cut=c, unfreeze=u)) for (_, c, u), v in self.seen.items()]
+        self.train_factor = float(np.median(ratios))
+
+    def _part(self, cuts: Sequence[Cut], recipe: Recipe) -> float:
+        names = [c.name for c in cuts]
+        return float(self.forward[names.index(recipe.unfreeze) : names.index(recipe.cut) + 1].sum())
+
+
+@dataclass
+class Journal:
+    """Seconds of everything that was done, so that a resumed run spends and decides as an uninterrupted one."""
+
+    path: Path | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def opened(path: Path | None) -> Journal:
+        """A journal with what an interrupted run wrote; a last line that was cut off is left out."""
+        seconds: dict[str, float] = {}
+        if path is not None and path.exists():
+            for line in path.read_bytes().splitlines():
+                try:
+                    name, spent = msgspec.json.decode(line, type=tuple[str, float])
+                except msgspec.DecodeError:
+                    break
+                seconds[name] = spent
+        return Journal(path, seconds)
+
+    def done(self, name: str, seconds: float) -> float:
+        """Note what something took; gives back what it took the first time."""
+        if name not in self.seconds:
+            self.seconds[name] = seconds
+            if self.path is not None:
+                with self.path.open("ab") as file:
+                    file.write(msgspec.json.encode((name, seconds)) + b"\n")
+        return self.seconds[name]
+
+
+def candidates(cuts: Sequence[Cut], chosen: str, best: str, *, epochs: int, lr: float, balance: bool) -> list[Recipe]:
+    """What is worth a try, the most promising for its cost first.
+
+    Cuts: the best frozen one and the last one, since a layer that misleads a frozen head can learn.
+    Trained parts: the last stage, the last two, everything, the first block alone. Everything also at a
+    high rate: probes cannot see gains that need features to move far.
+    """
+    names = [c.name for c in cuts]
+    stage = stages(cuts)
+
+    def begin(cut: str, back: int) -> str:
+        wanted = max(0, stage[names.index(cut)] - back)
+        return names[stage.index(wanted)]
+
+    recipe = Recipe("suffix", best, best, lr=lr, epochs=epochs, balance=balance)
+    found = []
+    for cut in dict.fromkeys([names[-1], best, chosen]):
+        found += [replace(recipe, cut=cut, unfreeze=begin(cut, back)) for back in (0, 1)]
+    found.append(replace(recipe, strategy="full", unfreeze=names[0]))
+    found.append(replace(recipe, strategy="full", unfreeze=names[0], cut=names[-1], lr=lr * RATE_STEP))
+    found.append(replace(recipe, strategy="surgical", unfreeze=names[0]))
+    # Where the cut lies in the first stage, the last stage is everything.
+    return list({(r.cut, r.unfreeze, r.lr, r.strategy == "surgical"): r for r in reversed(found)}.values())[::-1]
+
+
+@dataclass
+class Search:
+    """A search under way: what it may spend, what it has tried."""
+
+    task: Task
+    start: Callable[[str, Ints], Exact]  # the exact head at a cut, from these rows
+    baseline: Baseline
+    prices: Prices
+    budget: float  # seconds
+    seed: int
+    cache: Path
+    identity: str  # names the backbone and the images
+    journal: Journal
+    watch: Watch = SILENT
+    spent: float = 0.0
+    trials: list[Trial] = field(default_factory=list)
+    logits: dict[tuple[Recipe, int], Floats] = field(default_factory=dict)
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The backbone's."""
+        return self.task.store.backbone.cuts
+
+    def choose(self, recipes: Sequence[Recipe]) -> Tuning:
+        """Try candidates and decide between the one that comes furthest and the frozen model."""
+        wrong = int((~self.baseline.correct).sum())
+        if wrong < LEAST_ERRORS:
+            return self._kept(
+                f"the frozen model's head is wrong on {wrong} of {len(self.baseline.correct)} images out of fold:"
+                " no training could be shown to be better"
+            )
+        short = self._rung("short", [replace(r, epochs=min(SHORT, r.epochs)) for r in recipes], recipes)
+        if not short:
+            cheapest = min(self._needs(r) for r in recipes)
+            return self._kept(
+                f"no training fits the budget of {self.budget:.0f} s: the cheapest one, with its test and the final"
+                f" training, takes about {cheapest:.0f} s (--budget)"
+            )
+        best = short[0]
+        rates = [replace(best, lr=best.lr * RATE_STEP), replace(best, lr=best.lr / RATE_STEP)]
+        long = self._rung("long", [*short[:LONG_ARMS], *rates], None)
+        if not long:
+            return self._kept("the budget ended before a candidate was trained in full (--budget)", best)
+        return self._tested(long[0])
+
+    def by_hand(self, recipe: Recipe) -> Tuning:
+        """The candidate that was asked for, with what the budget allows to measure of it: at least one fold."""
+        self.tested(recipe)
+        gain, low, n = self.gain(recipe)
+        against = f"{100 * gain:+.1f} points against the frozen model's head, lower 90% bound {100 * low:+.1f}"
+        reason = f"{describe(recipe)}, as asked: {against}, on {n} images that it was not trained on"
+        return self._result(recipe, (gain, low, n), replaced=True, reason=reason)
+
+    def tested(self, recipe: Recipe, *, folds: int = FOLDS) -> None:
+        """Train a candidate on all folds but one and judge it there, fold after fold while the budget lasts."""
+        for fold in range(1, folds):
+            if fold > 1 and self._left() < self.price(recipe) + self.price(recipe, final=True):
+                break
+            self._trial("test", recipe, fold)
+            if self._settled(recipe):
+                break
+
+    def final(self, recipe: Recipe) -> Trained:
+        """The candidate trained on every image."""
+        rows = np.arange(len(self.task.labels))
+        path = self.cache / "trials" / f"{memo.name([FORMULA, self.identity, _text(recipe), str(self.seed)])}.now"
+        trained = train(
+            self.task, recipe, rows, self.start(recipe.cut, rows), seed=self.seed, checkpoint=path, watch=self.watch
+        )
+        assert trained is not None, "only give_up ends a training"
+        self._spend(f"final {path.stem}", trained)
+        path.unlink(missing_ok=True)
+        return trained
+
+    def out_of_fold(self, recipe: Recipe) -> tuple[Ints, Floats]:
+        """Rows and logits of all test folds of a candidate, in order."""
+        folds = sorted(fold for r, fold in self.logits if r == recipe and fold > 0)
+        rows = np.concatenate([np.flatnonzero(self.baseline.fold == fold) for fold in folds])
+        return rows, np.concatenate([self.logits[recipe, fold] for fold in folds])
+
+    def price(self, recipe: Recipe, *, final: bool = False) -> float:
+        """Seconds that one training of this candidate will take, its missing views counted."""
+        n = len(self.task.labels)
+        learnt = n if final else int((self.baseline.fold != 0).sum())
+        views = self._missing_views(recipe) * n * self.prices.views(self._point(recipe))
+        return recipe.epochs * learnt * self.prices.epoch(self.cuts, recipe) + views
+
+    def _needs(self, recipe: Recipe) -> float:
+        """Seconds from a candidate's first training to a tested, finished model: two trainings and the final one."""
+        return 2 * self.price(recipe) + self.price(recipe, final=True)
+
+    def _rung(self, rung: str, tries: Sequence[Recipe], full: Sequence[Recipe] | None) -> list[Recipe]:
+        """Train these on all folds but the first while the budget lasts; best first, with their full epochs."""
+        scores: dict[Recipe, float] = {}
+        points = sorted({self._point(r) for r in tries})
+        for i, recipe in enumerate(tries):
+            goal = full[i] if full is not None else recipe
+            reserve = self._needs(goal) if full is not None else self.price(goal) + self.price(goal, final=True)
+            if self._left() < self.price(recipe) + reserve:
+                continue
+            if full is not None:
+                self._ensure(points, recipe)
+            trial = self._trial(rung, recipe, 0, reserve=reserve)
+            if trial is not None:
+                scores[goal] = trial.log_loss
+        return sorted(scores, key=lambda r: scores[r])
+
+    def _trial(self, rung: str, recipe: Recipe, fold: int, *, reserve: float = 0.0) -> Trial | None:
+        held, rows = np.flatnonzero(self.baseline.fold == fold), np.flatnonzero(self.baseline.fold != fold)
+        inputs: list[memo.Input] = [FORMULA, self.identity, _text(recipe), str(self.seed), rows]
+        path = self.cache / "trials" / f"{memo.name(inputs)}.now"
+        limit = self._left() - reserve + SLACK * self.budget
+
+        def compute() -> memo.Arrays:
+            trained = train(
+                self.task, recipe, rows, self.start(recipe.cut, rows), seed=self.seed, checkpoint=path,
+                watch=self.watch, give_up=lambda done, seconds: seconds / done * recipe.epochs > limit,
+            )  # fmt: skip
+            if trained is None:
+                return {}
+            logits = predict(trained.network, self.task.store, held)
+            curve = np.array([[e.loss, e.seconds] for e in trained.curve])
+            return {"logits": logits, "curve": curve, "views": np.array(trained.view_seconds)}
+
+        began = time.perf_counter()
+        self.watch.show("trial", (rung, recipe, fold))
+        found = memo.remembered(self.cache / "trials", inputs, compute)
+        self.spent += self.journal.done(path.stem, time.perf_counter() - began)
+        path.unlink(missing_ok=True)
+        if not found:
+            return None
+        per_image = float(np.median(found["curve"][:, 1])) / len(rows)
+        self.prices.learn(self.cuts, recipe, per_image)
+        logits, labels = found["logits"], self.task.labels[held]
+        t = temperature(logits, labels)
+        log_p = log_softmax(logits / t, axis=1)[np.arange(len(held)), labels]
+        trial = Trial(
+            recipe, rung, fold, len(held), float((logits.argmax(axis=1) == labels).mean()), float(-log_p.mean()),
+            float(self.baseline.correct[held].mean()), self.journal.seconds[path.stem],
+            tuple(round(float(v), 4) for v in found["curve"][:, 0]),
+        )  # fmt: skip
+        self.trials.append(trial)
+        self.logits[recipe, fold] = logits
+        self.watch.show("tried", trial)
+        return trial
+
+    def _tested(self, recipe: Recipe) -> Tuning:
+        self.tested(recipe)
+        gain, low, n = self.gain(recipe)
+        what = describe(recipe)
+        size = f"{100 * gain:+.1f} points on {n} images that chose neither (lower 90% bound {100 * low:+.1f})"
+        if low > 0:
+            return self._result(recipe, (gain, low, n), replaced=True, reason=f"{what} is better than the head: {size}")
+        return self._result(
+            recipe, (gain, low, n), replaced=False,
+            reason=f"{what} is not shown to be better than the head alone: {size}",
+        )  # fmt: skip
+
+    def gain(self, recipe: Recipe) -> tuple[float, float, int]:
+        """Accuracy over the frozen model's on the test folds, its lower 90% bound, and the images behind it."""
+        rows, logits = self.out_of_fold(recipe)
+        right = logits.argmax(axis=1) == self.task.labels[rows]
+        difference = (right.astype(np.float64) - self.baseline.correct[rows])[:, None]
+        groups = None if self.baseline.groups is None else self.baseline.groups[rows]
+        value, error = float(difference.mean()), float(paired_errors(difference, groups)[0])
+        return value, value - Z90 * error, len(rows)
+
+    def _settled(self, recipe: Recipe) -> bool:
+        """Whether the folds so far tell: even the upper bound is no gain, or a gain is beyond doubt.
+
+        Twice the usual bound for the latter, since a test that is looked at after every fold is passed
+        by chance more often.
+        """
+        value, low, _ = self.gain(recipe)
+        return 2 * value - low <= 0 or 2 * low - value > 0
+
+    def _kept(self, reason: str, recipe: Recipe | None = None) -> Tuning:
+        return self._result(recipe, None, replaced=False, reason=reason)
+
+    def _result(
+        self, recipe: Recipe | None, gain: tuple[float, float, int] | None, *, replaced: bool, reason: str
+    ) -> Tuning:
+        value, low, n = gain if gain is not None else (None, None, 0)
+        return Tuning(self.budget, self.spent, tuple(self.trials), recipe, value, low, n, replaced, reason + ".")
+
+    def _left(self) -> float:
+        return self.budget - self.spent
+
+    def _point(self, recipe: Recipe) -> int:
+        return self.task.store.backbone.index(recipe.unfreeze)
+
+    def _missing_views(self, recipe: Recipe) -> int:
+        wanted = _views(recipe)
+        return len(wanted) - len(self.task.store.held(self._point(recipe), wanted))
+
+    def _ensure(self, points: Sequence[int], recipe: Recipe) -> None:
+        """The views of a short training, at every candidate's point in one pass over the images each."""
+        for number in sorted(_views(recipe)):
+            began = time.perf_counter()
+            passed = self.task.store.ensure(points, number, self.watch)
+            seconds = self.journal.done(f"view {number} {points}", time.perf_counter() - began)
+            self.spent += seconds
+            if passed:
+                predicted = passed * self.prices.views(points[-1]) / self.prices.view_factor
+                self.prices.view_factor = seconds / max(predicted, 1e-9)
+
+    def _spend(self, name: str, trained: Trained) -> None:
+        self.spent += self.journal.done(name, trained.view_seconds + sum(e.seconds for e in trained.curve))
+
+
+def describe(recipe: Recipe) -> str:
+    """A candidate in words."""
+    part = {
+        "suffix": f"training from {recipe.unfreeze} to {recipe.cut}",
+        "full": f"training everything up to {recipe.cut}",
+        "surgical": f"training the first block {recipe.unfreeze} alone under {recipe.cut}",
+        "head": f"a head on {recipe.cut}",
+    }[recipe.strategy]
+    return f"{part} (rate {recipe.lr:g}, {recipe.epochs} epochs)"
+
+
+def _views(recipe: Recipe) -> set[int]:
+    """Numbers of the views that a training and its judgement need."""
+    return {0, *(view_number(recipe, epoch) for epoch in range(recipe.epochs))}
+
+
+def _text(recipe: Recipe) -> str:
+    return msgspec.json.encode(recipe).decode()

@@ -1,0 +1,375 @@
+"""How are the kept layers trained from the learnt weights?
+
+The frozen prefix is not in the graph: training reads its cached output (activations.py). The trained
+part starts from the learnt weights and the exact head on top of them (LP-FT: Kumar et al., ICLR 2022),
+BatchNorm uses its stored statistics and learns its scale and shift, and learning rates fall from the
+head to the stem. Everything is a function of the recipe, the rows and the seed, so that a training
+that was interrupted ends as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from topwork.activations import Store
+from topwork.engine import normalisation, pool
+from topwork.head import Exact
+from topwork.records import Cut, Recipe
+from topwork.watch import SILENT, Watch
+from topwork.zoo import Backbone
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CHECKPOINT_S = 20.0
+"""Seconds of training that an interruption may cost, at most; an epoch's end is always kept."""
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learnt: images through their stored views, labels, and how much each class weighs."""
+
+    store: Store
+    labels: Ints  # (n,) of the store's images
+    classes: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: mean training loss, seconds of training (views not counted), and where it stood."""
+
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of one training."""
+
+    network: Network  # with the averaged weights
+    curve: tuple[Epoch, ...]
+    view_seconds: float  # spent on views that were not there yet
+
+
+class Network(nn.Module):
+    """Trained part, pooling and head: activations at the unfreeze point to logits."""
+
+    def __init__(self, backbone: Backbone, recipe: Recipe, start: Exact) -> None:
+        super().__init__()
+        self.point, end = backbone.index(recipe.unfreeze), backbone.index(recipe.cut)
+        segments = [copy.deepcopy(s) for s in backbone.chain.segments[self.point : end + 1]]
+        self.segments = nn.ModuleList(segments)
+        self.head = nn.Linear(*start.weight.shape)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(start.weight.T))
+            self.head.bias.copy_(torch.from_numpy(start.bias))
+        scale, shift = normalisation(backbone.preprocessing)
+        self.mean, self.factor = nn.Buffer(torch.from_numpy(start.mean).float()), nn.Buffer(_inverse(start.scale))
+        self.pixel_scale, self.pixel_shift = nn.Buffer(scale), nn.Buffer(shift)
+        for segment in segments[1:] if recipe.strategy == "surgical" else []:
+            segment.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stored activations (b, h, w, c), float16 or, at the input, uint8, to logits (b, C)."""
+        x = x.float()
+        if self.point == 0:
+            x = x * self.pixel_scale + self.pixel_shift
+        x = x.permute(0, 3, 1, 2)
+        for segment in self.segments:
+            x = segment(x)
+        logits: Tensor = self.head((pool(x) - self.mean) * self.factor)
+        return logits
+
+    def train(self, mode: bool = True) -> Network:
+        """Only dropout and the like learn of it: normalisation keeps its stored statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def view_number(recipe: Recipe, epoch: int) -> int:
+    """Which view an epoch sees; 0 is the plain one and is kept for judging."""
+    return 1 + epoch % recipe.views if recipe.views else 0
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    rows: Ints,  # of the images to learn from
+    start: Exact,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    watch: Watch = SILENT,
+    give_up: Callable[[int, float], bool] = lambda epochs, seconds: False,
+) -> Trained | None:
+    """Train by the recipe on the given images.
+
+    Goes on from `checkpoint` where one was left, and leaves one after every epoch. `give_up`, asked
+    after each epoch with epochs done and seconds spent, ends a training that proves too dear: None.
+    """
+    course = _Course(task, recipe, rows, start, seed)
+    course.resume(checkpoint)
+    view_seconds = 0.0
+    watch.begin("train", recipe.epochs * len(rows))
+    watch.advance(course.seen)
+    while course.epoch < recipe.epochs:
+        began = time.perf_counter()
+        task.store.ensure((course.network.point,), view_number(recipe, course.epoch))
+        view_seconds += time.perf_counter() - began
+        course.run_epoch(checkpoint, watch)
+        if give_up(course.epoch, view_seconds + sum(e.seconds for e in course.curve)):
+            watch.end()
+            return None
+    watch.end()
+    return Trained(course.averaged(), tuple(course.curve), view_seconds)
+
+
+def predict(network: Network, store: Store, rows: Ints, *, batch: int = 64) -> Floats:
+    """Logits of images through their plain view: (len(rows), C)."""
+    store.ensure((network.point,), 0)
+    stored, device = store.mapped(network.point, 0), next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode():
+        parts = [
+            network(torch.from_numpy(stored[rows[i : i + batch]]).to(device)).double().cpu().numpy()
+            for i in range(0, len(rows), batch)
+        ]
+    return np.concatenate(parts) if parts else np.zeros((0, network.head.out_features))
+
+
+def grafted(backbone: Backbone, recipe: Recipe, network: Network) -> Backbone:
+    """The backbone with the trained segments in place of the learnt ones."""
+    first, last = backbone.index(recipe.unfreeze), backbone.index(recipe.cut)
+    trained = tuple(cast(fx.GraphModule, copy.deepcopy(s).cpu().eval()) for s in network.segments)
+    segments = (*backbone.chain.segments[:first], *trained, *backbone.chain.segments[last + 1 :])
+    return replace(backbone, chain=replace(backbone.chain, segments=segments))
+
+
+def raw_head(network: Network) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # (d, C), (C,)
+    """The head on pooled features as they are, with the standardisation folded in."""
+    weight = network.head.weight.detach().double().cpu() * network.factor.double().cpu()
+    bias = network.head.bias.detach().double().cpu() - weight @ network.mean.double().cpu()
+    return weight.T.float().contiguous().numpy(), bias.float().numpy()
+
+
+def stages(cuts: Sequence[Cut]) -> list[int]:
+    """The stage of every cut: cuts of one map size form a stage, counted from the input."""
+    found, stage = [], -1
+    for i, cut in enumerate(cuts):
+        stage += i == 0 or cut.height < cuts[i - 1].height
+        found.append(stage)
+    return found
+
+
+def rates(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
+    """Learning rate of every trained block, from head to stem lower by `decay` a stage."""
+    first, last = backbone.index(recipe.unfreeze), backbone.index(recipe.cut)
+    stage = stages(backbone.cuts)
+    trained = range(first, first + 1) if recipe.strategy == "surgical" else range(first, last + 1)
+    # Alone, the first block is no early layer among others: it takes the whole rate (Lee et al., ICLR 2023).
+    top = stage[first] if recipe.strategy == "surgical" else stage[last]
+    return {backbone.cuts[k].name: recipe.lr * recipe.decay ** (top - stage[k]) for k in trained}
+
+
+def class_weights(labels: Ints, classes: int) -> Floats:
+    """n / (C n_c), so that classes weigh alike and an average image weighs 1: (C,). Absent classes weigh 0."""
+    counts = np.bincount(labels, minlength=classes)
+    present = counts > 0
+    weights = np.zeros(classes)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights
+
+
+class _Course:
+    """One training under way: network, optimiser, average, and how far it has come."""
+
+    def __init__(self, task: Task, recipe: Recipe, rows: Ints, start: Exact, seed: int) -> None:
+        self.task, self.recipe, self.rows, self.seed = task, recipe, rows, seed
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = Network(task.store.backbone, recipe, start).to(self.device)
+        self.network.train()
+        torch.manual_seed(seed)  # for dropout inside a backbone, the only thing that still draws
+        self.steps = math.ceil(len(rows) / recipe.batch)  # per epoch
+        self.optimiser = torch.optim.AdamW(
+            _groups(self.network, task.store.backbone, recipe), weight_decay=recipe.weight_decay, fused=True
+        )
+        window = max(1.0, recipe.average * self.steps)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / window))  # type: ignore[no-untyped-call]
+        weights = class_weights(task.labels[rows], task.classes) if recipe.balance else np.ones(task.classes)
+        self.weights = torch.from_numpy(weights).float().to(self.device)
+        self.labels = torch.from_numpy(task.labels)
+        self.micro = recipe.batch
+        self.epoch, self.step = 0, 0  # the next step, within the epoch
+        self.partial = Epoch(0.0, 0.0)  # of the epoch under way: summed loss and seconds
+        self.curve: list[Epoch] = []
+
+    @property
+    def seen(self) -> int:
+        """Images that have been trained on so far, epochs counted."""
+        return self.epoch * len(self.rows) + min(len(self.rows), self.step * self.recipe.batch)
+
+    def run_epoch(self, checkpoint: Path | None, watch: Watch) -> None:
+        """Go on to the end of this epoch."""
+        stored = self.task.store.mapped(self.network.point, view_number(self.recipe, self.epoch))
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        began = saved = time.perf_counter()
+        while self.step < self.steps:
+            batch = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
+            self._set_rate()
+            loss = self._learn(torch.from_numpy(stored[batch]), self.labels[batch])
+            self.step += 1
+            now = time.perf_counter()
+            self.partial = Epoch(self.partial.loss + loss * len(batch), self.partial.seconds + now - began)
+            began = now
+            watch.advance(len(batch))
+            if checkpoint is not None and now - saved > CHECKPOINT_S and self.step < self.steps:
+                self.save(checkpoint)
+                began = saved = time.perf_counter()
+        self.curve.append(Epoch(self.partial.loss / len(self.rows), self.partial.seconds))
+        self.epoch, self.step, self.partial = self.epoch + 1, 0, Epoch(0.0, 0.0)
+        if checkpoint is not None:
+            self.save(checkpoint)
+
+    def averaged(self) -> Network:
+        """The network with the averaged weights, in evaluation mode."""
+        return cast(Network, copy.deepcopy(self.average.module)).eval()
+
+    def _set_rate(self) -> None:
+        done = (self.epoch * self.steps + self.step) / (self.recipe.epochs * self.steps)
+        factor = schedule(done, self.recipe.warm_up, 1 / (self.recipe.epochs * self.steps))
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["full_lr"] * factor
+
+    def _learn(self, stored: Tensor, labels: Tensor) -> float:
+        """One step; gives the mean loss. Halves the images per pass where memory runs out: no statistic
+        of the batch enters, so the sum of the parts' gradients is the whole batch's gradient."""
+        weights = self.weights[labels.to(self.device)]
+        while True:
+            try:
+                total = self._backward(stored, labels, float(weights.sum()))
+                break
+            except RuntimeError as error:
+                if self.micro == 1 or not _out_of_memory(error):
+                    raise
+                self.micro = max(1, min(self.micro, len(labels)) // 2)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.optimiser.step()
+        self.average.update_parameters(self.network)
+        return total
+
+    def _backward(self, stored: Tensor, labels: Tensor, weight: float) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for x, y in zip(torch.split(stored, self.micro), torch.split(labels, self.micro), strict=True):
+            # Half precision only where the hardware is made for it: on CPUs it was slower (bench/LOG.md).
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                logits = self.network(x.to(self.device))
+            loss = nn.functional.cross_entropy(
+                logits.float(), y.to(self.device), self.weights, reduction="sum", label_smoothing=self.recipe.smoothing
+            )
+            torch.autograd.backward(loss / weight)
+            total += float(loss.detach()) / weight
+        return total
+
+    def save(self, path: Path) -> None:
+        """Write everything that the rest depends on, aside and then renamed."""
+        tensors: dict[str, Tensor] = {}
+        averaged = dict(self.average.module.named_parameters())
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            state = self.optimiser.state[parameter]
+            tensors[f"now.{name}"], tensors[f"average.{name}"] = parameter.detach(), averaged[name].detach()
+            tensors[f"first.{name}"], tensors[f"second.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        facts = {
+            "format": _FORMAT, "epoch": self.epoch, "step": self.step, "micro": self.micro,
+            "partial": [self.partial.loss, self.partial.seconds], "curve": [[e.loss, e.seconds] for e in self.curve],
+            "random": torch.get_rng_state().numpy().tobytes().hex(),
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".new")
+        contiguous = {k: t.cpu().contiguous() for k, t in tensors.items()}
+        save_file(contiguous, aside, metadata={"course": msgspec.json.encode(facts).decode()})
+        aside.replace(path)
+
+    def resume(self, path: Path | None) -> None:
+        """Take up what a checkpoint left; one that cannot be read is started over."""
+        if path is None or not path.exists():
+            return
+        try:
+            with safe_open(path, "pt") as file:
+                facts = msgspec.json.decode((file.metadata() or {})["course"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, KeyError, msgspec.DecodeError):
+            return
+        if facts["format"] != _FORMAT:
+            return
+        steps = facts["epoch"] * self.steps + facts["step"]
+        averaged = dict(self.average.module.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                parameter.copy_(tensors[f"now.{name}"])
+                averaged[name].copy_(tensors[f"average.{name}"])
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": torch.empty_like(parameter).copy_(tensors[f"first.{name}"]),
+                    "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"second.{name}"]),
+                }
+        self.average.n_averaged.fill_(steps)
+        self.epoch, self.step, self.micro = facts["epoch"], facts["step"], facts["micro"]
+        self.partial = Epoch(*facts["partial"])
+        self.curve = [Epoch(*pair) for pair in facts["curve"]]
+        torch.set_rng_state(torch.from_numpy(np.frombuffer(bytes.fromhex(facts["random"]), np.uint8).copy()))
+
+
+def schedule(done: float, warm_up: float, step: float) -> float:
+    """Share of the full rate after `done` (0..1) of the training: a linear rise, then half a cosine to 0."""
+    if done < warm_up:
+        return (done + step) / (warm_up + step)
+    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def _inverse(scale: Floats) -> Tensor:
+    return torch.from_numpy(1 / scale).float()
+
+
+def _groups(network: Network, backbone: Backbone, recipe: Recipe) -> list[dict[str, object]]:
+    """Parameter groups: one rate per block and for the head, no weight decay on vectors."""
+    parts: list[tuple[float, list[nn.Parameter]]] = [(recipe.lr, list(network.head.parameters()))]
+    for rate, segment in zip(rates(backbone, recipe).values(), network.segments, strict=False):
+        parts.append((rate, list(segment.parameters())))
+    groups: list[dict[str, object]] = []
+    for rate, parameters in parts:
+        matrices = [p for p in parameters if p.dim() > 1]
+        vectors = [p for p in parameters if p.dim() <= 1]
+        groups += [{"params": matrices, "lr": rate, "full_lr": rate}] if matrices else []
+        groups += [{"params": vectors, "lr": rate, "full_lr": rate, "weight_decay": 0.0}] if vectors else []
+    return groups
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "allocate" in str(error)
