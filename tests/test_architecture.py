@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "activations": {"images", "views", "zoo", "engine", "ahead"},
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
-    "data": {"images"},
+    "data": {"images", "statistics"},
     "features": {"images", "zoo", "engine", "ahead"},
     "probe": set(),
     "plan": {"statistics"},
@@ -37,9 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"statistics", "plan", "probe", "head"},
     "model": {"images", "zoo", "engine"},
     "search": {"train", "head", "statistics", "memo"},
-    "tune": {"measurement", "activations", "features", "head", "search", "train", "zoo"},
-    "train": {"activations", "engine", "zoo", "head"},
-    "measurement": {"data", "zoo", "features", "memo", "probe", "head", "plan"},
+    "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
+    "train": {"activations", "engine", "zoo", "head", "statistics"},
+    "measurement": {"statistics", "data", "zoo", "features", "memo", "probe", "head", "plan"},
     "runs": {"model"},
     "workflow": {"measurement", "tune", "data", "zoo", "engine", "head", "plan", "evaluate", "model", "runs"},
     # the front door reads, it computes nothing

@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -38,6 +38,9 @@ class Strategy(StrEnum):
     surgical = "surgical"
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
+
 Images = typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False)
 Folder = Annotated[Path, Images]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
@@ -59,17 +62,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 def main() -> None:
     """Run the command line; a TopworkError ends it with its message and its own exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except TopworkError as error:
         sys.stderr.write(f"topwork: {error}\n")
         raise SystemExit(error.exit_code) from error
-    except typer.Abort:
-        raise SystemExit(130) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("topwork: interrupted; what the pass has seen is kept, the same command goes on from there\n")
-        raise SystemExit(130) from None
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except Exception as error:
         _usage_or_raise(error)
+    if code == INTERRUPTED:  # typer gives it back for Ctrl-C instead of raising
+        sys.stderr.write("topwork: interrupted; what was computed is kept, the same command or --resume goes on\n")
+    raise SystemExit(code or 0)
 
 
 @app.command()
@@ -342,7 +345,7 @@ def _print_json(facts: Any) -> None:
     sys.stdout.flush()
 
 
-def _usage_or_raise(error: Exception) -> None:
+def _usage_or_raise(error: Exception) -> NoReturn:
     """typer's own complaints about a call end with 2; anything else is a bug and shows its trace."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if show is None or code is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from topwork import images
+from topwork import images, statistics
 from topwork.errors import DataError, ImageError
 from topwork.records import ClassCount, DataFacts, Dataset, Example, Fault, Part
 from topwork.watch import SILENT, Watch
@@ -115,6 +115,12 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
     chosen = _stratified(dataset, seed)
     examples = tuple(replace(e, part="test") if e.digest in chosen else e for e in dataset.examples)
     return replace(dataset, examples=examples), "held-out part"
+
+
+def independent(examples: Sequence[Example]) -> float:
+    """How many independent images these are worth: copies of one content are no more than one."""
+    _, groups = np.unique([e.digest for e in examples], return_inverse=True)
+    return statistics.independent(groups, len(examples))
 
 
 def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:

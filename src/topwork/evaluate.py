@@ -20,8 +20,9 @@ Ints = NDArray[np.int64]
 REPLICATES = 500
 """Bootstrap samples: the Monte-Carlo error of the mean is then 1/22 of one replicate's spread."""
 
-BINS = 15
-"""Bins of the calibration error, of equal count (Nixon et al., 2019: equal-width bins are mostly empty)."""
+BINS, PER_BIN = 15, 20
+"""Bins of the calibration error, of equal count (Nixon et al., 2019: equal-width bins are mostly empty), and
+images that each should hold: with fewer, a perfectly calibrated model seems not to be."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Selected:
     delta: float
     groups: Ints | None
     fixed: bool = False  # the cut was given, not chosen
+    importance: Floats | None = None  # (n,) how much each image weighed in the choice
 
 
 def metrics(
@@ -44,11 +46,12 @@ def metrics(
     temperature: float,
     on: str,
     corrected: float | None = None,  # accuracy less what picking the best of many added to it
-    independent: int | None = None,  # images that count as independent draws; default n
+    independent: float | None = None,  # independent images that they are worth (statistics.py); default n
 ) -> Metrics:
     """Accuracy and balanced accuracy with 95% intervals, per-class table, confusion, calibration.
 
-    Intervals of shares are Wilson's; that of balanced accuracy sums the classes' variances.
+    Intervals of shares are Wilson's; that of balanced accuracy sums the classes' variances. A correction
+    never adds: what other choices would have reached is not this model's.
     """
     n, c = scores.shape
     effective = n if independent is None else independent
@@ -57,8 +60,9 @@ def metrics(
     confusion = np.zeros((c, c), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     naive = float((predicted == labels).mean())
-    accuracy = naive if corrected is None else corrected
+    accuracy = naive if corrected is None else min(corrected, naive)
     balanced, half = _balanced(confusion)
+    half *= np.sqrt(n / effective)
     balanced = float(np.clip(balanced - (naive - accuracy), 0, 1))
     top = np.maximum(probabilities[np.arange(n), labels], 1e-12)
     return Metrics(
@@ -67,7 +71,7 @@ def metrics(
         naive,
         float(-np.log(top).mean()),
         calibration_error(probabilities, labels),
-        tuple(_class_metrics(name, i, confusion) for i, name in enumerate(classes)),
+        tuple(_class_metrics(name, i, confusion, effective / n) for i, name in enumerate(classes)),
         tuple(tuple(int(v) for v in row) for row in confusion),
     )
 
@@ -77,7 +81,7 @@ def calibration_error(probabilities: Floats, labels: Ints) -> float:  # (n, C)
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     order = np.argsort(confidence, kind="stable")
-    bins = [b for b in np.array_split(order, BINS) if len(b)]
+    bins = [b for b in np.array_split(order, int(np.clip(len(labels) // PER_BIN, 1, BINS))) if len(b)]
     return float(sum(len(b) * abs(confidence[b].mean() - right[b].mean()) for b in bins) / len(labels))
 
 
@@ -93,7 +97,8 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
     correct = np.stack([p.correct for p in selected.probes], axis=1)
     n, cuts, _ = squared.shape
     rng = np.random.default_rng(seed)
-    _, member = (None, np.arange(n)) if selected.groups is None else np.unique(selected.groups, return_inverse=True)
+    a, groups = selected.importance, selected.groups
+    _, member = (None, np.arange(n)) if groups is None else np.unique(groups, return_inverse=True)
     count = int(member.max()) + 1
     flat = squared.reshape(n, -1).astype(np.float64)
     shares = []
@@ -102,18 +107,30 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
         out = drawn == 0
         if not out.any():
             continue
-        penalty = (drawn @ flat).reshape(cuts, -1).argmin(axis=1)
+        weighed = drawn if a is None else drawn * a
+        penalty = (weighed @ flat).reshape(cuts, -1).argmin(axis=1)
         at_penalty = correct[:, np.arange(cuts), penalty]  # (n, K)
         rows = np.repeat(np.arange(n), drawn)
-        cut = selected.chosen if selected.fixed else cheapest(deficits(at_penalty[rows], None).high, selected.delta)
+        cut = selected.chosen
+        if not selected.fixed:
+            weight = None if a is None else a[rows]
+            again = None if groups is None else _drawn_again(member[rows], drawn)
+            cut = cheapest(deficits(at_penalty[rows], again, weight).high, selected.delta)
         right = at_penalty[:, cut]
         if cut == selected.chosen and selected.head.loss.shape[1]:
-            best = int((drawn @ selected.head.loss).argmin())
+            best = int((weighed @ selected.head.loss).argmin())
             logistic = selected.head.correct[:, best]
-            if drawn @ logistic > drawn @ selected.head.ridge_folds:
+            if weighed @ logistic > weighed @ selected.head.ridge_folds:
                 right = logistic
         shares.append(right[out].mean())
     return float(np.mean(shares))
+
+
+def _drawn_again(member: Ints, drawn: Ints) -> Ints:  # (m,) group of each drawn row, (n,) times each was drawn
+    """Groups of a bootstrap sample: a group that is drawn twice is two groups."""
+    copy = np.arange(len(member)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+    result: Ints = member * len(member) + copy
+    return result
 
 
 def _balanced(confusion: Ints) -> tuple[float, float]:
@@ -127,9 +144,9 @@ def _balanced(confusion: Ints) -> tuple[float, float]:
     return float(recall.mean()), float(Z95 * np.sqrt(variance))
 
 
-def _class_metrics(name: str, i: int, confusion: Ints) -> ClassMetrics:
+def _class_metrics(name: str, i: int, confusion: Ints, worth: float) -> ClassMetrics:
     n, predicted, right = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
     recall = right / n if n else 0.0
-    low, high = wilson(recall, n)
+    low, high = wilson(recall, n * worth)
     f1 = 2 * right / (n + predicted) if n + predicted else 0.0
     return ClassMetrics(name, n, predicted, recall, low, high, right / predicted if predicted else None, f1)

@@ -19,7 +19,7 @@ from scipy.special import log_softmax
 from topwork.probe import Factors, Floats, Ints, Probe, Standardised, factor, probe, weights
 from topwork.records import HeadFacts
 
-FORMULA = "1"
+FORMULA = "2"
 """Raised by every change that can change a number here; results kept under another one are not read."""
 
 FOLDS = 5
@@ -46,16 +46,10 @@ class Head:
     temperature: float
     facts: HeadFacts
     scores: Floats  # (n, C) out-of-fold logits before the temperature, for honest metrics
+    right: NDArray[np.bool_]  # (n,) whether the kept head is right out of fold (`folds` with the same seed)
     ridge_folds: NDArray[np.bool_]  # (n,) ridge's out-of-fold correctness on the same folds
     correct: NDArray[np.bool_]  # (n, P) out-of-fold, one column per penalty that logistic tried
     loss: NDArray[np.float32]  # (n, P) their log-losses; P = 0 where only ridge was fitted
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        """(n,) whether the kept head is right on each image out of fold (`folds` with the same seed)."""
-        if self.facts.kind == "ridge":
-            return self.ridge_folds
-        return self.correct[:, int(self.loss.mean(axis=0).argmin())]
 
 
 @dataclass(frozen=True)
@@ -68,10 +62,13 @@ class Exact:
     bias: Floats  # (C,)
 
 
-def exact(x: NDArray[np.float32], labels: Ints, classes: int, penalty: float, groups: Ints | None) -> Exact:
+def exact(
+    x: NDArray[np.float32], labels: Ints, classes: int, penalty: float, groups: Ints | None,
+    importance: Floats | None = None,
+) -> Exact:  # fmt: skip
     """The head that training starts from, in closed form, its temperature fitted leave-one-out."""
-    standard = Standardised.of(x)
-    factors = factor(x, standard)
+    standard = Standardised.of(x, importance)
+    factors = factor(x, standard, importance)
     alone = np.array([penalty])
     loo = probe(x, labels, classes, groups=groups, penalties=alone, standard=standard, factors=factors)
     t = temperature(loo.scores.astype(np.float64), labels)
@@ -106,21 +103,23 @@ def fit(
     *,
     groups: Ints | None,
     seed: int,
+    importance: Floats | None = None,  # (n,) how much each image weighs, of mean 1
 ) -> Head:
     """Fit ridge and, where it is affordable, logistic regression; keep the one that is right more often."""
-    standard = Standardised.of(x)
-    factors = factor(x, standard)
+    standard = Standardised.of(x, importance)
+    factors = factor(x, standard, importance)
+    a = factors.root**2
     penalty = float(loo.penalties[loo.best])
     fold = folds(labels, groups, seed)
     alone = np.array([penalty])
     ridge = probe(x, labels, classes, groups=fold, penalties=alone, standard=standard, factors=factors)
-    ridge_accuracy = float(ridge.correct.mean())
+    ridge_accuracy = float(a @ ridge.correct[:, 0]) / len(x)
     path = _path(x, labels, classes, fold, standard, factors) if x.size <= LOGISTIC_VALUES else None
     if path is None:
         reason = f"ridge: logistic regression is not tried on more than {LOGISTIC_VALUES:,} feature values"
     else:
-        best = int(path.loss.mean(axis=0).argmin())
-        accuracy = float(path.correct[:, best].mean())
+        best = int((a @ path.loss).argmin())
+        accuracy = float(a @ path.correct[:, best]) / len(x)
         if accuracy > ridge_accuracy:
             reason = (
                 f"logistic regression: right on {accuracy:.1%} out of fold, ridge on {ridge_accuracy:.1%}"
@@ -129,21 +128,28 @@ def fit(
             logistic_penalty = float(LOGISTIC_PENALTIES[best])
             w, b = _refit(x, labels, classes, best, standard, factors)
             facts = HeadFacts("logistic", logistic_penalty, 1.0, ridge_accuracy, accuracy, reason)
-            return _head(w, b, standard, path.scores[best], labels, facts, ridge.correct[:, 0], path)
+            return _head(
+                w, b, standard, path.scores[best], labels, facts, path.correct[:, best], ridge.correct[:, 0], path
+            )
         reason = (
             f"ridge: right on {ridge_accuracy:.1%} out of fold, logistic regression on {accuracy:.1%} of the same folds"
         )
     w, b = weights(x, labels, classes, penalty, standard, factors)
     facts = HeadFacts("ridge", penalty, 1.0, ridge_accuracy, None if path is None else accuracy, reason)
-    return _head(w, b, standard, loo.scores.astype(np.float64), labels, facts, ridge.correct[:, 0], path)
+    right = ridge.correct[:, 0]
+    return _head(w, b, standard, loo.scores.astype(np.float64), labels, facts, right, right, path)
 
 
 def temperature(scores: Floats, labels: Ints) -> float:  # (n, C)
-    """The T that minimises the log-loss of softmax(scores / T) (Guo et al., ICML 2017)."""
+    """The T that minimises the log-loss of softmax(scores / T) (Guo et al., ICML 2017).
+
+    One image more is counted that is of each class alike: n right answers out of n are no certainty.
+    """
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:
-        return -float(log_softmax(scores / np.exp(log_t), axis=1)[rows, labels].mean())
+        log_p = log_softmax(scores / np.exp(log_t), axis=1)
+        return -float(log_p[rows, labels].mean() + log_p.mean() / len(labels))
 
     # Ridge scores live on 0..1 and want T near 0.1; logits of an overfitted head want T of a few.
     found = minimize_scalar(loss, bounds=(np.log(1e-3), np.log(1e2)), method="bounded", options={"xatol": 1e-4})
@@ -161,12 +167,12 @@ def _path(
     x: NDArray[np.float32], labels: Ints, classes: int, fold: Ints, standard: Standardised, factors: Factors
 ) -> _Path:
     """Out-of-fold logits along the penalties."""
-    u = _left(x, standard, factors)
+    u, a = _left(x, standard, factors), factors.root**2
     n, rows = len(labels), np.arange(len(labels))
     walks = []
     for k in range(FOLDS):
         train = np.flatnonzero(fold != k)
-        walks.append(_walk(u[train], factors.s, labels[train], classes, factors.unit * len(train) / n))
+        walks.append(_walk(u[train], factors.s, labels[train], a[train], classes, factors.unit * len(train) / n))
     scores: list[Floats] = []
     losses: list[Floats] = []
     for _ in LOGISTIC_PENALTIES:
@@ -176,7 +182,7 @@ def _path(
             out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
         scores.append(out)
         losses.append(-log_softmax(out, axis=1)[rows, labels])
-        means = [float(loss.mean()) for loss in losses]
+        means = [float(a @ loss) for loss in losses]
         if len(means) >= 2 and means[-1] > means[-2]:
             break
     correct = np.stack([s.argmax(axis=1) == labels for s in scores], axis=1)
@@ -184,25 +190,26 @@ def _path(
 
 
 def _walk(
-    u: NDArray[np.float32], s: Floats, labels: Ints, classes: int, unit: float
+    u: NDArray[np.float32], s: Floats, labels: Ints, importance: Floats, classes: int, unit: float
 ) -> Iterator[tuple[Floats, Floats]]:
     """(W, b) for each penalty in turn, each started from the last; W in the coordinates U sqrt(s).
 
-    Minimises sum_i log-loss_i + penalty * unit / 2 * ||W||^2, the bias free, by L-BFGS in coordinates
+    Minimises sum_i a_i log-loss_i + penalty * unit / 2 * ||W||^2, the bias free, by L-BFGS in coordinates
     in which the curvature is about the same everywhere. Classes that have no row here are left out
     of the fit and scored far below the others.
     """
     present = np.unique(labels)
     n, r, c = len(u), u.shape[1], len(present)
     one_hot = np.eye(c, dtype=np.float32)[np.searchsorted(present, labels)]
-    w, b = np.zeros((r, c)), np.log(one_hot.mean(axis=0, dtype=np.float64))
+    a = importance.astype(np.float32)[:, None]
+    w, b = np.zeros((r, c)), np.log((a * one_hot).mean(axis=0, dtype=np.float64))
 
     def loss(theta: Floats, stretch: Floats, ridge: Floats) -> tuple[float, Floats]:
         v, bias = theta[: r * c].reshape(r, c), theta[r * c :]
         logits = u @ (stretch * v).astype(np.float32) + bias.astype(np.float32)
         log_p = log_softmax(logits, axis=1)
-        delta = np.exp(log_p) - one_hot
-        value = -float(log_p[one_hot > 0].sum(dtype=np.float64)) + float((ridge * v**2).sum()) / 2
+        delta = a * (np.exp(log_p) - one_hot)
+        value = -float((a * log_p)[one_hot > 0].sum(dtype=np.float64)) + float((ridge * v**2).sum()) / 2
         gradient = stretch * (u.T @ delta) + ridge * v
         return value / n, np.concatenate([gradient.ravel(), delta.sum(axis=0)]).astype(np.float64) / n
 
@@ -223,23 +230,23 @@ def _walk(
 def _refit(
     x: NDArray[np.float32], labels: Ints, classes: int, best: int, standard: Standardised, factors: Factors
 ) -> tuple[Floats, Floats]:
-    walk = _walk(_left(x, standard, factors), factors.s, labels, classes, factors.unit)
+    walk = _walk(_left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit)
     w, b = next(islice(walk, best, None))
     if factors.v is not None:
         return factors.v @ w, b
     assert factors.u is not None
-    return standard(x).T @ (factors.u @ (w / np.sqrt(factors.s)[:, None])), b  # X' U / sqrt(s) = V
+    rows = factors.root[:, None] * standard(x)
+    return rows.T @ (factors.u @ (w / np.sqrt(factors.s)[:, None])), b  # X' U / sqrt(s) = V
 
 
 def _left(x: NDArray[np.float32], standard: Standardised, factors: Factors) -> NDArray[np.float32]:
-    """U: the rows in at most n coordinates. An L2 penalty does not see the rotation: the fit is the same."""
-    u = factors.u if factors.u is not None else factors.left(standard(x), slice(None))
-    return u.astype(np.float32)
+    """X V / sqrt(s): the rows in at most n coordinates. L2 penalties do not see the rotation: the fit is the same."""
+    return (factors.left(x, standard, slice(None)) / factors.root[:, None]).astype(np.float32)
 
 
 def _head(
     w: Floats, b: Floats, standard: Standardised, scores: Floats, labels: Ints, facts: HeadFacts,
-    ridge_folds: NDArray[np.bool_], path: _Path | None,
+    right: NDArray[np.bool_], ridge_folds: NDArray[np.bool_], path: _Path | None,
 ) -> Head:  # fmt: skip
     n = len(labels)
     t = temperature(scores, labels)
@@ -250,6 +257,7 @@ def _head(
         t,
         HeadFacts(facts.kind, facts.penalty, t, facts.ridge_accuracy, facts.logistic_accuracy, facts.reason),
         scores,
+        right,
         ridge_folds,
         np.zeros((n, 0), dtype=bool) if path is None else path.correct,
         np.zeros((n, 0), dtype=np.float32) if path is None else path.loss,

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from topwork import data, features, head, memo, plan, probe, zoo
 from topwork.errors import UsageError
 from topwork.records import CutScore, Dataset, HeadFacts, encode
+from topwork.statistics import class_weights
 from topwork.watch import SILENT, Clock, Watch
 
 
@@ -33,6 +34,7 @@ class Measured:
     rows: NDArray[np.int64]  # of the images that the choice is made with, among the features'
     labels: NDArray[np.int64]  # of all rows
     groups: NDArray[np.int64] | None  # of the chosen-with rows: images of the same content
+    importance: NDArray[np.float64] | None  # of the chosen-with rows, of mean 1: where classes are to weigh alike
     probes: tuple[probe.Probe, ...]
     cache: Path
     evidence: plan.Evidence
@@ -53,12 +55,14 @@ def measure(
     seed: int = 0,
     delta: float = plan.DELTA,
     cache: str | Path | None = None,
+    balance: bool = False,
     cuts: Sequence[str | None] = (),
     watch: Watch = SILENT,
     clock: Clock | None = None,
 ) -> Measured:
     """Look at the data, pass every image through the backbone once, and score every cut.
 
+    `balance`: every class weighs alike, whatever the number of its images; accuracies of cuts are then balanced.
     `cuts` are names that must be cuts of the backbone: a wrong one is told before the pass, not after it.
     """
     clock = clock or Clock()
@@ -82,18 +86,20 @@ def measure(
             dataset = data.without(dataset, seen.faults)
             watch.show("faults", seen.faults)
     with clock.time("probe"):
-        measured = _probed(dataset, locked, loaded, seen, home, watch)
+        measured = _probed(dataset, locked, loaded, seen, balance, home, watch)
     watch.show("scores", measured.scores)
     return measured
 
 
-def fitted_head(m: Measured, chosen: int, seed: int, *, balance: bool = False) -> head.Head:
+def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
     """The head at the chosen cut."""
     labels = m.labels[m.rows]
 
     def compute() -> memo.Arrays:
         x = m.features.at(chosen, m.rows)
-        found = head.fit(x, labels, len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed)
+        found = head.fit(
+            x, labels, len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed, importance=m.importance
+        )
         return {**memo.arrays(found), "facts": np.frombuffer(encode(found.facts), np.uint8)}
 
     digests = " ".join(m.dataset.examples[i].digest for i in m.rows)
@@ -105,6 +111,7 @@ def fitted_head(m: Measured, chosen: int, seed: int, *, balance: bool = False) -
         digests,
         str(seed),
         labels,
+        np.zeros(0) if m.importance is None else m.importance,
     ]
     found: dict[str, Any] = memo.remembered(m.cache / "heads", inputs, compute)
     facts = msgspec.json.decode(found["facts"].tobytes(), type=HeadFacts)
@@ -117,8 +124,9 @@ def cache_folder(given: str | Path | None = None) -> Path:
 
 
 def _probed(
-    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, cache: Path, watch: Watch
-) -> Measured:
+    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, balance: bool, cache: Path,
+    watch: Watch,
+) -> Measured:  # fmt: skip
     """Every cut's exact leave-one-out scores, cuts side by side, one BLAS thread each.
 
     One thread each, because BLAS threads that wait for each other spin: with another process on
@@ -130,9 +138,11 @@ def _probed(
     _, groups = np.unique(digests, return_inverse=True)
     shared = groups if len(set(digests)) < len(digests) else None
     classes = len(dataset.classes)
+    importance = class_weights(labels[rows], classes)[labels[rows]] if balance else None
+    weight = np.zeros(0) if importance is None else importance
 
     def compute(k: int) -> memo.Arrays:
-        result = probe.probe(seen.at(k, rows), labels[rows], classes, groups=shared)
+        result = probe.probe(seen.at(k, rows), labels[rows], classes, groups=shared, importance=importance)
         return memo.arrays(result if locked == "out-of-sample" else _thinned(result))
 
     def one(k: int) -> probe.Probe:
@@ -143,6 +153,7 @@ def _probed(
             " ".join(digests),
             locked,
             labels[rows],
+            weight,
         ]
         found: dict[str, Any] = memo.remembered(cache / "probes", inputs, lambda: compute(k))
         return probe.Probe(**{**found, "best": int(found["best"])})
@@ -158,10 +169,15 @@ def _probed(
         near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), labels[rows])
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
-    evidence = plan.Evidence(loaded.name, seen.cuts, seen.cost_shares, correct, shared, near, confidence, spread)
+    work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts)
+    evidence = plan.Evidence(
+        loaded.name, seen.cuts, seen.cost_shares, work, correct, shared, importance, near, confidence, spread
+    )
     ridges = tuple(float(p.penalties[p.best]) for p in probes)
     scores = plan.scores(evidence, seen.widths, ridges)
-    return Measured(dataset, locked, loaded, seen, rows, labels, shared, tuple(probes), cache, evidence, scores)
+    return Measured(
+        dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes), cache, evidence, scores
+    )
 
 
 def _thinned(p: probe.Probe) -> probe.Probe:

@@ -14,16 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.records import CutScore, Plan, Similarity, Tuning, Verdict
-from topwork.statistics import Z95, paired_errors, wilson
+from topwork.statistics import Z95, independent, paired_errors, wilson
 
 Floats = NDArray[np.float64]
 
 DELTA = 0.01
 """Accuracy that a cheaper model may cost: one point."""
 
-CONFIDENT = 0.5
-"""Mean top probability among the backbone's own classes from which a task counts as similar, if the
-depth curve agrees (bench/depth.py prints it for every set)."""
+EARLY = 1 / 3
+"""Share of the multiply-adds up to which a cut counts as early."""
+
+SIMILAR_FROM, DIFFERENT_BELOW = 0.3, 0.1
+"""Share of the errors at the best early cut that the last cut removes: a task is similar from the one on,
+different below the other. Of four measures tried, only this one put the sets of bench/depth.py into the order
+that people would; the backbone's confidence in its own classes did not (bench/LOG.md)."""
+
+LEAST_ERRORS = 10  # at the early cut; a share of fewer errors says nothing
 
 MOST_MORE = 100
 """More than this many times the images at hand is no advice; then the plan says that they are equal."""
@@ -36,8 +42,10 @@ class Evidence:
     backbone: str
     cuts: tuple[str, ...]
     cost_shares: tuple[float, ...]  # (K,) of the whole backbone's forward time, rising
+    mac_shares: tuple[float, ...]  # (K,) of its multiply-adds, rising
     correct: NDArray[np.bool_]  # (n, K) leave-one-out, each cut at its own penalty
     groups: NDArray[np.int64] | None = None  # (n,) images that are not independent
+    importance: Floats | None = None  # (n,) how much each image weighs, of mean 1: accuracies are then balanced
     neighbour_accuracy: float = math.nan
     source_confidence: float | None = None
     source_spread: float | None = None
@@ -54,12 +62,20 @@ class Deficits:
     error: Floats
 
 
-def deficits(correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Deficits:
-    """Paired comparison of every cut with the best one; the earlier one where two are equally good."""
-    best = int(correct.mean(axis=0).argmax())
-    difference = correct[:, [best]].astype(np.float64) - correct
+def deficits(
+    correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None, importance: Floats | None = None
+) -> Deficits:
+    """Paired comparison of every cut with the best one; the earlier one where two are equally good.
+
+    One image of difference is added to the standard error: that n images agree does not mean that all would
+    (as a share of 0 among n is no certainty either). The best cut's deficit to itself is certain.
+    """
+    weight = np.ones((len(correct), 1)) if importance is None else importance[:, None]
+    best = int((weight * correct).mean(axis=0).argmax())
+    difference = weight * (correct[:, [best]].astype(np.float64) - correct)
     value = difference.mean(axis=0)
-    error = paired_errors(difference, groups)
+    error = np.hypot(paired_errors(difference, groups), 1 / independent(groups, len(correct)))
+    error[best] = 0.0
     return Deficits(best, value, value - Z95 * error, value + Z95 * error, error)
 
 
@@ -70,11 +86,11 @@ def cheapest(high: Floats, delta: float) -> int:
 
 def scores(evidence: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...]) -> tuple[CutScore, ...]:
     """The depth table: one row per cut."""
-    d = deficits(evidence.correct, evidence.groups)
-    n = _independent(evidence)
+    d = deficits(evidence.correct, evidence.groups, evidence.importance)
+    n, shares = independent(evidence.groups, len(evidence.correct)), _accuracy(evidence)
     rows = []
     for k, cut in enumerate(evidence.cuts):
-        accuracy = float(evidence.correct[:, k].mean())
+        accuracy = float(shares[k])
         low, high = wilson(accuracy, n)
         rows.append(
             CutScore(
@@ -87,7 +103,7 @@ def scores(evidence: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...])
 
 def decide(evidence: Evidence, *, delta: float = DELTA, cut: str | None = None) -> Plan:
     """Backbone, cut and strategy, each with the measurement behind it. `cut` is one that was asked for."""
-    d = deficits(evidence.correct, evidence.groups)
+    d = deficits(evidence.correct, evidence.groups, evidence.importance)
     chosen = cheapest(d.high, delta) if cut is None else evidence.cuts.index(cut)
     similarity = _similarity(evidence, d)
     undecided = _undecided(evidence, d, chosen, delta) if cut is None else None
@@ -119,7 +135,7 @@ def tuned(plan: Plan, tuning: Tuning, evidence: Evidence) -> Plan:
 
 
 def _asked_reason(evidence: Evidence, d: Deficits, chosen: int) -> str:
-    accuracy = evidence.correct.mean(axis=0)
+    accuracy = _accuracy(evidence)
     return (
         f"Cut after {evidence.cuts[chosen]}, as asked: {accuracy[chosen]:.1%} right leave-one-out, at"
         f" {evidence.cost_shares[chosen]:.0%} of the backbone's cost; the best cut, {evidence.cuts[d.best]}, is right"
@@ -129,7 +145,7 @@ def _asked_reason(evidence: Evidence, d: Deficits, chosen: int) -> str:
 
 def _cut_reason(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> str:
     name, best = evidence.cuts[chosen], evidence.cuts[d.best]
-    accuracy = evidence.correct.mean(axis=0)
+    accuracy = _accuracy(evidence)
     cost = f"{evidence.cost_shares[chosen]:.0%} of the backbone's cost"
     if chosen == d.best:
         text = f"Cut after {name}: the best place, {accuracy[chosen]:.1%} right leave-one-out, at {cost}."
@@ -155,13 +171,14 @@ def _undecided(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> tu
     if not still_open:
         return None
     if not np.isfinite(d.error[still_open]).all():
-        return None, "Undecided: two images cannot tell cuts apart."
+        return None, "Undecided: one independent image cannot tell cuts apart."
     margin = np.abs(delta - d.value[still_open])
     with np.errstate(divide="ignore"):
         more = (Z95 * d.error[still_open] * math.sqrt(n) / margin) ** 2 - n
     pick = int(np.argmin(more))
     k = still_open[pick]
-    names = evidence.cuts[k] if len(still_open) == 1 else f"{evidence.cuts[k]} and {len(still_open) - 1} others"
+    others = len(still_open) - 1
+    names = evidence.cuts[k] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
     text = (
         f"Undecided whether a cheaper cut would do: {names} may be within {_points(delta)} or not"
         f" (deficit of {evidence.cuts[k]} {_points(d.value[k])}, 95% interval {_points(d.low[k])} to"
@@ -174,43 +191,60 @@ def _undecided(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> tu
 
 
 def _similarity(evidence: Evidence, d: Deficits) -> Similarity:
-    """In words: does accuracy still rise at the last cut, and does the backbone recognise its own classes?"""
-    accuracy = evidence.correct.mean(axis=0)
+    """In words: do the deep layers, which know the old task's classes, still help to tell the new ones apart?"""
+    accuracy = _accuracy(evidence)
     last = len(evidence.cuts) - 1
-    peaks_early = d.low[last] > 0  # the last cut is shown to be worse than an earlier one
-    confidence, spread = evidence.source_confidence, evidence.source_spread
-    if peaks_early:
-        verdict: Verdict = "different" if confidence is None or confidence < CONFIDENT else "in between"
+    early = _early(evidence)
+    worse = evidence.correct[:, [early]].astype(np.float64) - evidence.correct[:, [last]]
+    shown_worse = float(worse.mean()) - Z95 * float(paired_errors(worse, evidence.groups)[0]) > 0
+    errors = int((~evidence.correct[:, early]).sum())
+    gain = 1 - float((~evidence.correct[:, last]).sum()) / errors if errors else None
+    there = f"{evidence.cuts[early]} ({accuracy[early]:.1%}) and the last cut ({accuracy[last]:.1%})"
+    if shown_worse:
+        verdict: Verdict = "different"
+        text = f"its deep layers serve the old task, accuracy falls between {there}"
+    elif gain is None or errors < LEAST_ERRORS:
+        verdict = "cannot tell"
         text = (
-            f"accuracy peaks at {evidence.cuts[d.best]} and falls to {accuracy[last]:.1%} at the last cut:"
-            " the last layers serve the old task"
+            f"{evidence.cuts[early]} tells the classes apart on all but {errors} images, little is left for deep layers"
         )
-    elif confidence is None:
-        verdict = "in between"
-        text = f"accuracy does not fall towards the last cut ({accuracy[last]:.1%})"
     else:
-        verdict = "similar" if confidence >= CONFIDENT else "in between"
-        text = f"accuracy holds up to the last cut ({accuracy[last]:.1%})"
+        verdict = "similar" if gain >= SIMILAR_FROM else "different" if gain < DIFFERENT_BELOW else "in between"
+        removed = f"remove {gain:.0%} of the errors" if gain > 0 else "remove none of the errors"
+        text = f"its deep layers, between {there}, {removed}"
+    if d.low[last] > 0 and d.best not in {early, last}:
+        text += f"; accuracy peaks at {evidence.cuts[d.best]} ({accuracy[d.best]:.1%})"
+    confidence, spread = evidence.source_confidence, evidence.source_spread
     if confidence is not None and spread is not None:
         text += f"; the backbone gives one of its own classes {confidence:.0%} on average and uses {spread:.0%} of them"
     reason = {
         "similar": "The task is similar to what the backbone was trained for",
         "in between": "The task lies in between, neither like the backbone's own nor far from it",
         "different": "The task is different from what the backbone was trained for",
+        "cannot tell": "How similar the task is to the backbone's own cannot be told",
     }[verdict]
     return Similarity(
-        verdict, f"{reason}: {text}.", float(accuracy[0]), float(accuracy[d.best]), float(accuracy[last]),
-        float(d.value[last]), float(d.low[last]), float(d.high[last]),
+        verdict, f"{reason}: {text}.", evidence.cuts[early], float(accuracy[early]), float(accuracy[d.best]),
+        float(accuracy[last]), gain, float(d.value[last]), float(d.low[last]), float(d.high[last]),
         evidence.neighbour_accuracy, confidence, spread,
     )  # fmt: skip
 
 
-def _independent(evidence: Evidence) -> int:
-    return len(evidence.correct) if evidence.groups is None else len(np.unique(evidence.groups))
+def _early(evidence: Evidence) -> int:
+    """The best of the cuts that keep at most a third of the multiply-adds; the first one where none does."""
+    early = [k for k, share in enumerate(evidence.mac_shares) if share <= EARLY] or [0]
+    return early[int(_accuracy(evidence)[early].argmax())]
+
+
+def _accuracy(evidence: Evidence) -> Floats:
+    """Share of right answers at each cut, images weighed by their importance: (K,)."""
+    weight = np.ones(len(evidence.correct)) if evidence.importance is None else evidence.importance
+    shares: Floats = weight @ evidence.correct / len(evidence.correct)
+    return shares
 
 
 def _points(share: float) -> str:
-    points = 100 * share
+    points = round(100 * share, 1) + 0.0  # no -0.0
     return f"{points:.1f} point{'' if abs(points - 1) < 0.05 else 's'}"
 
 

@@ -5,12 +5,13 @@ penalties by one eigendecomposition, with exact leave-one-out and leave-group-ou
 Everything is float64; each fast path is held against its brute-force oracle in tests/test_probe.py.
 
 Notation: X (n, d) standardised features, Y (n, C) centred one-hot targets, U (n, r) the left
-singular vectors of X, s (r,) the squared singular values, w = s / (s + lambda).
+singular vectors of X, s (r,) the squared singular values, w = s / (s + lambda). Where images weigh
+differently (a_i, of mean 1), means are weighted, and rows of X and Y are multiplied by sqrt(a_i) first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.linalg import eigh
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FORMULA = "1"
+FORMULA = "2"
 """Raised by every change that can change a number here; results kept under another one are not read."""
 
 PENALTIES = 10.0 ** np.linspace(-5, 2, 15)
@@ -31,6 +32,10 @@ RANK_TOLERANCE = 1e-10
 
 LEVERAGE_MAX = 1 - 1e-9
 """A row with leverage 1 is interpolated whatever its label: left out, it could be anything."""
+
+KEPT_SCORES = 2_000_000
+"""Scores up to which those of every penalty are kept (120 MB as float32); above, the best penalty's are
+computed once more."""
 
 CHUNK = 4096
 """Rows worked on at a time where n > d, so that memory beyond the features stays flat."""
@@ -44,11 +49,12 @@ class Standardised:
     scale: Floats  # (d,)
 
     @staticmethod
-    def of(x: NDArray[np.float32]) -> Standardised:  # x: (n, d)
-        """Moments of the columns, in float64, by chunks of rows."""
-        n = len(x)
-        mean = sum((c.sum(axis=0, dtype=np.float64) for c in _chunks(x)), np.zeros(x.shape[1])) / n
-        square = sum((((c - mean) ** 2).sum(axis=0) for c in _chunks(x)), np.zeros(x.shape[1])) / n
+    def of(x: NDArray[np.float32], importance: Floats | None = None) -> Standardised:  # x: (n, d)
+        """Moments of the columns, in float64, by chunks of rows; each row counts `importance` times (mean 1)."""
+        n, d = x.shape
+        a = np.ones(n) if importance is None else importance
+        mean = sum((a[rows] @ x[rows] for rows in _slices(n)), np.zeros(d)) / n
+        square = sum((a[rows] @ (x[rows] - mean) ** 2 for rows in _slices(n)), np.zeros(d)) / n
         scale = np.sqrt(square)
         # float16 features: what varies less than their rounding does not vary.
         scale[scale <= 1e-6 * (np.abs(mean) + 1e-12)] = np.inf
@@ -63,17 +69,23 @@ class Standardised:
 class Factors:
     """The eigendecomposition that all penalties share. X V = U sqrt(s)."""
 
-    s: Floats  # (r,) descending importance is not implied
+    s: Floats  # (r,) in rising order
     v: Floats | None  # (d, r) where n > d
     u: Floats | None  # (n, r) where n <= d
     unit: float  # trace(X'X) / d
+    root: Floats  # (n,) sqrt of each row's importance
 
-    def left(self, x: Floats, rows: slice) -> Floats:  # x: (m, d) standardised rows `rows`
+    @property
+    def full(self) -> bool:
+        """Whether U spans everything but the mean: then U U' + root root' / n is the identity."""
+        return self.u is not None and len(self.s) == len(self.root) - 1
+
+    def left(self, x: NDArray[np.float32], standard: Standardised, rows: slice | Ints) -> Floats:  # x: (n, d)
         """U of these rows: (m, r)."""
         if self.u is not None:
             return self.u[rows]
         assert self.v is not None
-        return (x @ self.v) / np.sqrt(self.s)
+        return self.root[rows, None] * (standard(x[rows]) @ self.v) / np.sqrt(self.s)
 
 
 @dataclass(frozen=True)
@@ -87,21 +99,25 @@ class Probe:
     scores: NDArray[np.float32]  # (n, C) at the best penalty: one-hot scale
 
 
-def factor(x: NDArray[np.float32], standard: Standardised) -> Factors:  # x: (n, d)
+def factor(x: NDArray[np.float32], standard: Standardised, importance: Floats | None = None) -> Factors:  # x: (n, d)
     """One eigendecomposition: of X'X where n > d, else of XX' (eigh beats SVD here, method.md section 2)."""
     n, d = x.shape
+    root = np.ones(n) if importance is None else np.sqrt(importance)
     if n > d:
-        gram = sum((z.T @ z for z in map(standard, _chunks(x))), np.zeros((d, d)))
+        gram = np.zeros((d, d))
+        for rows in _slices(n):
+            z = root[rows, None] * standard(x[rows])
+            gram += z.T @ z
     else:
-        z = standard(x)
+        z = root[:, None] * standard(x)
         gram = z @ z.T
     unit = float(np.trace(gram)) / d
     s, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=True)
     keep = s > max(s[-1], 0.0) * RANK_TOLERANCE
     if unit <= 0 or not keep.any():  # no feature varies
-        return Factors(np.ones(1), np.zeros((d, 1)) if n > d else None, None if n > d else np.zeros((n, 1)), 1.0)
+        return Factors(np.ones(1), np.zeros((d, 1)) if n > d else None, None if n > d else np.zeros((n, 1)), 1.0, root)
     s, vectors = s[keep], vectors[:, keep]
-    return Factors(s, vectors, None, unit) if n > d else Factors(s, None, vectors, unit)
+    return Factors(s, vectors, None, unit, root) if n > d else Factors(s, None, vectors, unit, root)
 
 
 def probe(
@@ -110,51 +126,90 @@ def probe(
     classes: int,
     *,
     groups: Ints | None = None,  # (n,) rows of one group are predicted without any of them
+    importance: Floats | None = None,  # (n,) how much each row weighs, of mean 1
     penalties: Floats = PENALTIES,
     standard: Standardised | None = None,
     factors: Factors | None = None,
 ) -> Probe:
     """Exact out-of-sample ridge scores for every penalty.
 
-    Leave-one-out: r_i = (Y - Yhat)_i / (1 - h_i), h_i = sum_k U_ik^2 w_k + 1/n (Allen, 1974; centring
-    costs the 1/n). Leave-group-out: r_I = (I - H_II)^-1 (Y - Yhat)_I. The scale of the columns is taken
+    Leave-one-out: r_i = (Y - Yhat)_i / (1 - h_i), h_i = sum_k U_ik^2 w_k + a_i/n (Allen, 1974; centring
+    costs the a_i/n). Leave-group-out: r_I = (I - H_II)^-1 (Y - Yhat)_I. The scale of the columns is taken
     from all rows; the means are refitted exactly. The penalty is chosen by squared error.
     """
     n = len(x)
-    standard = standard or Standardised.of(x)
-    factors = factors or factor(x, standard)
-    y_mean: Floats = np.bincount(labels, minlength=classes) / n
-    weights = factors.s[:, None] / (factors.s[:, None] + penalties * factors.unit)  # (r, L)
+    standard = standard or Standardised.of(x, importance)
+    factors = factors or factor(x, standard, importance)
+    targets = _targets(labels, classes, factors.root)
     projected = np.zeros((len(factors.s), classes))
-    for rows, u in _lefts(x, standard, factors):
-        projected += u.T @ (np.eye(classes)[labels[rows]] - y_mean)
+    for rows in _slices(n):
+        projected += factors.left(x, standard, rows).T @ targets(rows)
     squared = np.empty((n, len(penalties)), dtype=np.float32)
     correct = np.empty((n, len(penalties)), dtype=bool)
-    residuals = np.empty((n, len(penalties), classes), dtype=np.float32) if n * classes <= 2_000_000 else None
-    members = _members(groups, n)
-    for rows, u in _lefts(x, standard, factors):
-        y = np.eye(classes)[labels[rows]] - y_mean
-        inverse: Floats = 1 / np.maximum(1 - (u**2 @ weights + 1 / n), 1 - LEVERAGE_MAX)  # (m, L)
-        for k in range(len(penalties)):
-            r = (y - u @ (weights[:, k, None] * projected)) * inverse[:, k, None]
-            _record(squared, correct, residuals, k, rows, r, labels[rows], y_mean)
-    for index in members:
-        u = _left_of(x, standard, factors, index)
-        y = np.eye(classes)[labels[index]] - y_mean
-        for k in range(len(penalties)):
-            hat = (u * weights[:, k]) @ u.T + 1 / n
-            plain = y - u @ (weights[:, k, None] * projected)
-            r = _solved(np.eye(len(index)) - hat, plain)
-            _record(squared, correct, residuals, k, index, r, labels[index], y_mean)
-    best = int(squared.mean(axis=0, dtype=np.float64).argmin())
-    if residuals is not None:
-        one_hot = np.eye(classes, dtype=np.float32)[labels]
-        return Probe(penalties, best, squared, correct, one_hot - residuals[:, best])
-    if len(penalties) == 1:
-        raise AssertionError("unreachable: one penalty always fits the bound or is asked for below")
-    # Too many scores to keep for every penalty: once more, at the best alone.
-    scores = _scores(x, labels, classes, standard, factors, members, float(penalties[best]), projected, y_mean)
+    kept = np.empty((n, len(penalties), classes), dtype=np.float32) if n * classes <= KEPT_SCORES else None
+
+    def record(k: int, rows: slice | Ints, r: Floats) -> None:
+        y = np.eye(classes)[labels[rows]]
+        squared[rows, k] = (r**2).sum(axis=1)
+        # Left out, a row is scored y - r: both are centred by the same mean, which cancels here.
+        correct[rows, k] = (y - r).argmax(axis=1) == labels[rows]
+        if kept is not None:
+            kept[rows, k] = y - r
+
+    _residuals(x, standard, factors, targets, projected, _members(groups, n), penalties, record)
+    weight = factors.root[:, None] ** 2
+    best = int((weight * squared).mean(axis=0, dtype=np.float64).argmin())
+    if kept is not None:
+        return Probe(penalties, best, squared, correct, kept[:, best])
+    scores = np.empty((n, classes), dtype=np.float32)
+
+    def score(k: int, rows: slice | Ints, r: Floats) -> None:
+        scores[rows] = np.eye(classes)[labels[rows]] - r
+
+    _residuals(x, standard, factors, targets, projected, _members(groups, n), penalties[best : best + 1], score)
     return Probe(penalties, best, squared, correct, scores)
+
+
+def _residuals(
+    x: NDArray[np.float32], standard: Standardised, factors: Factors, targets: Callable[[slice | Ints], Floats],
+    projected: Floats, members: list[Ints], penalties: Floats, record: Callable[[int, slice | Ints, Floats], None],
+) -> None:  # fmt: skip
+    """Out-of-sample residuals (m, C) of rows, chunk by chunk and group by group, for every penalty in turn."""
+    n, root = len(x), factors.root
+    ridges = penalties * factors.unit
+    weights: Floats = factors.s[:, None] / (factors.s[:, None] + ridges)  # (r, L)
+    # 1 - w, without its cancellation: where U spans everything, 1 - h and Y - Yhat are made of it alone.
+    rest: Floats = ridges / (factors.s[:, None] + ridges)
+    full = factors.full and bool((penalties > 0).all())
+    grouped = np.zeros(n, dtype=bool)
+    for index in members:
+        grouped[index] = True
+    for rows in _slices(n):
+        if grouped[rows].all():
+            continue
+        u, y, t = factors.left(x, standard, rows), targets(rows), root[rows, None]
+        spared = u**2 @ rest if full else np.maximum(1 - u**2 @ weights - t**2 / n, 1 - LEVERAGE_MAX)
+        inverse = 1 / spared  # (m, L)
+        for k in range(len(penalties)):
+            plain = u @ (rest[:, k, None] * projected) if full else y - u @ (weights[:, k, None] * projected)
+            record(k, rows, plain * inverse[:, k, None] / t)
+    for index in members:
+        u, y, t = factors.left(x, standard, index), targets(index), root[index, None]
+        for k in range(len(penalties)):
+            if full:
+                r = _solved((u * rest[:, k]) @ u.T, u @ (rest[:, k, None] * projected))
+            else:
+                plain = y - u @ (weights[:, k, None] * projected)
+                r = _left_out(np.hstack([u * np.sqrt(weights[:, k]), t / np.sqrt(n)]), plain)
+            record(k, index, r / t)
+
+
+def _left_out(a: Floats, plain: Floats) -> Floats:
+    """(I - A A')^-1 e for a group's part A (m, r) of the hat matrix's factor; by Woodbury where the group is large."""
+    m, r = a.shape
+    if m <= r:
+        return _solved(np.eye(m) - a @ a.T, plain)
+    return plain + a @ _solved(np.eye(r) - a.T @ a, a.T @ plain)
 
 
 def weights(
@@ -166,19 +221,19 @@ def weights(
     factors: Factors,
 ) -> tuple[Floats, Floats]:  # (d, C), (C,)
     """The ridge head on standardised features: scores = z @ W + b, on the one-hot scale."""
-    n = len(x)
-    b = np.bincount(labels, minlength=classes) / n
+    n, root = len(x), factors.root
+    targets = _targets(labels, classes, root)
     shrunk = 1 / (factors.s + penalty * factors.unit)
     xty = np.zeros((x.shape[1], classes))
     if factors.v is not None:
         for rows in _slices(n):
-            xty += standard(x[rows]).T @ (np.eye(classes)[labels[rows]] - b)
-        return factors.v @ (shrunk[:, None] * (factors.v.T @ xty)), b
+            xty += (root[rows, None] * standard(x[rows])).T @ targets(rows)
+        return factors.v @ (shrunk[:, None] * (factors.v.T @ xty)), _mean(labels, classes, root)
     assert factors.u is not None
-    alpha = factors.u @ (shrunk[:, None] * (factors.u.T @ (np.eye(classes)[labels] - b)))
+    alpha = factors.u @ (shrunk[:, None] * (factors.u.T @ targets(slice(None))))
     for rows in _slices(n):
-        xty += standard(x[rows]).T @ alpha[rows]
-    return xty, b
+        xty += (root[rows, None] * standard(x[rows])).T @ alpha[rows]
+    return xty, _mean(labels, classes, root)
 
 
 def neighbours(x: NDArray[np.float32], labels: Ints, *, k: int = 5, most: int = 2000, seed: int = 0) -> float:
@@ -202,45 +257,20 @@ def neighbours(x: NDArray[np.float32], labels: Ints, *, k: int = 5, most: int = 
     return float((votes.argmax(axis=1) == labels).mean())
 
 
-def _record(
-    squared: NDArray[np.float32], correct: NDArray[np.bool_], residuals: NDArray[np.float32] | None,
-    k: int, rows: slice | Ints, r: Floats, labels: Ints, y_mean: Floats,
-) -> None:  # fmt: skip
-    y = np.eye(len(y_mean))[labels]
-    squared[rows, k] = (r**2).sum(axis=1)
-    # Left out, a row is scored y - r: both are centred by the same mean, which cancels here.
-    correct[rows, k] = (y - r).argmax(axis=1) == labels
-    if residuals is not None:
-        residuals[rows, k] = r
+def _mean(labels: Ints, classes: int, root: Floats) -> Floats:
+    """Weighted mean of the one-hot targets: (C,)."""
+    return np.bincount(labels, weights=root**2, minlength=classes) / len(labels)
 
 
-def _scores(
-    x: NDArray[np.float32], labels: Ints, classes: int, standard: Standardised, factors: Factors,
-    members: list[Ints], penalty: float, projected: Floats, y_mean: Floats,
-) -> NDArray[np.float32]:  # fmt: skip
-    n = len(x)
-    w = factors.s / (factors.s + penalty * factors.unit)
-    out = np.empty((n, classes), dtype=np.float32)
-    for rows, u in _lefts(x, standard, factors):
-        y = np.eye(classes)[labels[rows]]
-        inverse = 1 / np.maximum(1 - (u**2 @ w + 1 / n), 1 - LEVERAGE_MAX)
-        out[rows] = y - (y - y_mean - u @ (w[:, None] * projected)) * inverse[:, None]
-    for index in members:
-        u, y = _left_of(x, standard, factors, index), np.eye(classes)[labels[index]]
-        plain = y - y_mean - u @ (w[:, None] * projected)
-        out[index] = y - _solved(np.eye(len(index)) - (u * w) @ u.T - 1 / n, plain)
-    return out
+def _targets(labels: Ints, classes: int, root: Floats) -> Callable[[slice | Ints], Floats]:
+    """Rows of Y: centred one-hot targets times the root of the importance."""
+    mean = _mean(labels, classes, root)
+    return lambda rows: root[rows, None] * (np.eye(classes)[labels[rows]] - mean)
 
 
 def _solved(left: Floats, right: Floats) -> Floats:
     """Least squares: I - H of a group whose rows are interpolated whatever their labels is singular."""
     return np.linalg.lstsq(left, right, rcond=1e-12)[0].astype(np.float64, copy=False)
-
-
-def _left_of(x: NDArray[np.float32], standard: Standardised, factors: Factors, index: Ints) -> Floats:
-    if factors.u is not None:
-        return factors.u[index]
-    return factors.left(standard(x[index]), slice(0))
 
 
 def _members(groups: Ints | None, n: int) -> list[Ints]:
@@ -254,13 +284,3 @@ def _members(groups: Ints | None, n: int) -> list[Ints]:
 
 def _slices(n: int) -> Iterator[slice]:
     return (slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK))
-
-
-def _chunks(x: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    return (x[rows] for rows in _slices(len(x)))
-
-
-def _lefts(x: NDArray[np.float32], standard: Standardised, factors: Factors) -> Iterator[tuple[slice, Floats]]:
-    """U by chunks of rows; where it is already there, without touching the features."""
-    for rows in _slices(len(x)):
-        yield rows, factors.u[rows] if factors.u is not None else factors.left(standard(x[rows]), rows)

@@ -19,7 +19,7 @@ SCHEMA = 1
 
 Part = Literal["train", "val", "test"]
 Strategy = Literal["head", "suffix", "full", "surgical"]
-Verdict = Literal["similar", "in between", "different"]
+Verdict = Literal["similar", "in between", "different", "cannot tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +185,11 @@ class Similarity:
 
     verdict: Verdict
     reason: str
-    early_accuracy: float  # at the first cut
+    early_cut: str  # the best one with at most a third of the multiply-adds
+    early_accuracy: float
     best_accuracy: float
     last_accuracy: float
+    deep_gain: float | None  # share of the early cut's errors that the last cut removes; None where there are none
     last_deficit: float  # of the last cut to the best, with its 95% interval
     last_deficit_low: float
     last_deficit_high: float

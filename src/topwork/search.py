@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 from topwork import memo
 from topwork.head import FOLDS, Exact, temperature
 from topwork.records import Cut, Recipe, Trial, Tuning
-from topwork.statistics import Z90, paired_errors
+from topwork.statistics import Z90, independent, paired_errors
 from topwork.train import Task, Trained, predict, stages, train, view_number
 from topwork.watch import SILENT, Watch
 
@@ -301,7 +301,9 @@ class Search:
         right = logits.argmax(axis=1) == self.task.labels[rows]
         difference = (right.astype(np.float64) - self.baseline.correct[rows])[:, None]
         groups = None if self.baseline.groups is None else self.baseline.groups[rows]
-        value, error = float(difference.mean()), float(paired_errors(difference, groups)[0])
+        value = float(difference.mean())
+        # As in plan.deficits: one image of difference more, since agreement of n is no certainty.
+        error = float(np.hypot(paired_errors(difference, groups)[0], 1 / independent(groups, len(rows))))
         return value, value - Z90 * error, len(rows)
 
     def _settled(self, recipe: Recipe) -> bool:

@@ -28,6 +28,17 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
+def independent(groups: NDArray[np.int64] | None, n: int) -> float:
+    """How many independent images n images in groups are worth: (sum g)^2 / sum g^2 over the groups' sizes g.
+
+    Kish's effective number; that of the groups where they are of one size.
+    """
+    if groups is None:
+        return float(n)
+    _, sizes = np.unique(groups, return_counts=True)
+    return float(sizes.sum() ** 2 / (sizes.astype(np.float64) ** 2).sum())
+
+
 def paired_errors(
     differences: NDArray[np.float64],  # (n, k) per image, for each of k comparisons
     groups: NDArray[np.int64] | None = None,  # (n,) images of one group count as one draw
@@ -51,3 +62,12 @@ def paired_errors(
         return np.full(differences.shape[1], np.inf)
     result: NDArray[np.float64] = np.sqrt(count / (count - 1) * (sums**2).sum(axis=0)) / n
     return result
+
+
+def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """n / (C n_c), so that classes weigh alike and an average image weighs 1: (C,). Absent classes weigh 0."""
+    counts = np.bincount(labels, minlength=classes)
+    present = counts > 0
+    weights = np.zeros(classes)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights

@@ -171,7 +171,7 @@ def trial(console: Console, tried: Trial) -> None:
     }
     console.print(
         f"  {tried.rung:<5}  {escape(part.get(r.strategy, r.strategy)):<26} rate {r.lr:<7.2g} {r.epochs:>3} epochs"
-        f"  {tried.accuracy:.1%} (head {tried.head_accuracy:.1%}), log-loss {tried.log_loss:.3f}, {tried.seconds:.0f} s",
+        f"  {tried.accuracy:.1%} (head {tried.head_accuracy:.1%}), {tried.seconds:.0f} s",
         highlight=False,
     )
 

@@ -30,6 +30,7 @@ from topwork.activations import Store
 from topwork.engine import normalisation, pool
 from topwork.head import Exact
 from topwork.records import Cut, Recipe
+from topwork.statistics import class_weights
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
 
@@ -191,15 +192,6 @@ def rates(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
     # Alone, the first block is no early layer among others: it takes the whole rate (Lee et al., ICLR 2023).
     top = stage[first] if recipe.strategy == "surgical" else stage[last]
     return {backbone.cuts[k].name: recipe.lr * recipe.decay ** (top - stage[k]) for k in trained}
-
-
-def class_weights(labels: Ints, classes: int) -> Floats:
-    """n / (C n_c), so that classes weigh alike and an average image weighs 1: (C,). Absent classes weigh 0."""
-    counts = np.bincount(labels, minlength=classes)
-    present = counts > 0
-    weights = np.zeros(classes)
-    weights[present] = len(labels) / (present.sum() * counts[present])
-    return weights
 
 
 class _Course:

@@ -14,6 +14,7 @@ from topwork import activations, features, head, search, train
 from topwork.errors import UsageError
 from topwork.measurement import Measured
 from topwork.records import Augmentation, Options, Plan, Recipe, Strategy, Tuning
+from topwork.statistics import class_weights
 from topwork.watch import Watch
 from topwork.zoo import Backbone
 
@@ -129,8 +130,9 @@ def _search(
         k = m.backbone.index(cut)
         penalty = float(m.probes[k].penalties[m.probes[k].best])
         groups = None if m.groups is None else m.groups[rows]
+        importance = class_weights(labels[rows], classes)[labels[rows]] if o.balance else None
         with threadpool_limits(1, "blas"):
-            return head.exact(m.features.at(k, m.rows[rows]), labels[rows], classes, penalty, groups)
+            return head.exact(m.features.at(k, m.rows[rows]), labels[rows], classes, penalty, groups, importance)
 
     timing = m.features.seconds
     store = _store(m, o, cache, m.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,19 @@ from threadpoolctl import threadpool_limits
 from topwork import data, engine, evaluate, head, model, plan, runs, tune, zoo
 from topwork.errors import DataError, UsageError
 from topwork.measurement import Measured, cache_folder, fitted_head, measure
-from topwork.records import SCHEMA, Dataset, Metrics, ModelFacts, Options, Plan, RunRecord, Spending, Strategy, Tuning
+from topwork.records import (
+    SCHEMA,
+    Dataset,
+    Fault,
+    Metrics,
+    ModelFacts,
+    Options,
+    Plan,
+    RunRecord,
+    Spending,
+    Strategy,
+    Tuning,
+)
 from topwork.runs import Run
 from topwork.watch import SILENT, Clock, Watch
 
@@ -78,21 +90,27 @@ def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tupl
     loaded = model.load(Path(run))
     held_out = data.read_held_out(Path(folder), loaded.classes, watch=watch)
     watch.begin("predict", len(held_out.examples))
-    logits, labels = [], []
+    logits, judged, unread = [], [], []
     for start in range(0, len(held_out.examples), model.BATCH):
         batch = held_out.examples[start : start + model.BATCH]
         answers = loaded.predict([Path(folder) / e.path for e in batch])
         for example, answer in zip(batch, answers, strict=True):
             if answer.error is None:
                 logits.append([answer.probabilities[c] for c in loaded.classes])
-                labels.append(example.label)
+                judged.append(example)
+            else:
+                kind, _, detail = answer.error.partition(": ")
+                unread.append(Fault(example.path, kind, detail))
         watch.advance(len(batch))
     watch.end()
-    if not labels:
+    if not judged:
         raise DataError(f"{folder}: none of its {len(held_out.examples)} images could be decoded")
-    scores = np.log(np.maximum(np.array(logits), 1e-12))
-    on = str(folder)
-    return evaluate.metrics(scores, np.array(labels), loaded.classes, temperature=1.0, on=on), held_out
+    held_out = replace(held_out, examples=tuple(judged), faults=(*held_out.faults, *unread))
+    metrics = evaluate.metrics(
+        np.log(np.maximum(np.array(logits), 1e-12)), np.array([e.label for e in judged]), loaded.classes,
+        temperature=1.0, on=str(folder), independent=data.independent(judged),
+    )  # fmt: skip
+    return metrics, held_out
 
 
 @dataclass(frozen=True)
@@ -114,14 +132,14 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
     _validate(o)
     with runs.resumable(target, o) as waiting:
         m = measure(
-            root, backbone=o.backbone, weights=o.weights, size=o.size, seed=o.seed, delta=o.delta, cache=o.cache,
-            cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
+            root, backbone=o.backbone, weights=o.weights, size=o.size, seed=o.seed, delta=o.delta, balance=o.balance,
+            cache=o.cache, cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             decided = plan.decide(m.evidence, delta=o.delta, cut=o.cut)
         watch.show("plan", decided)
         with clock.time("head"), threadpool_limits(1, "blas"):
-            fitted = fitted_head(m, m.backbone.index(decided.cut), o.seed, balance=o.balance)
+            fitted = fitted_head(m, m.backbone.index(decided.cut), o.seed)
         tuning, outcome = None, None
         if o.strategy != "head":
             with clock.time("train"):
@@ -169,15 +187,20 @@ def _frozen(m: Measured, fitted: head.Head, decided: Plan, o: Options) -> _Outco
     if m.locked != "out-of-sample":
         rows = m.locked_rows
         scores = (m.features.at(chosen, rows) @ fitted.weight + fitted.bias).astype(np.float64)
-        metrics = evaluate.metrics(scores, m.labels[rows], classes, temperature=fitted.temperature, on=m.locked)
+        metrics = evaluate.metrics(
+            scores, m.labels[rows], classes,
+            temperature=fitted.temperature, on=m.locked, independent=_independent(m, rows),
+        )  # fmt: skip
     else:
         rows, scores = m.rows, fitted.scores
-        selected = evaluate.Selected(m.probes, fitted, chosen, o.delta, m.groups, fixed=o.cut is not None)
+        selected = evaluate.Selected(
+            m.probes, fitted, chosen, o.delta, m.groups, fixed=o.cut is not None, importance=m.importance
+        )
         metrics = evaluate.metrics(
             scores, m.labels[rows], classes,
             temperature=fitted.temperature, on=m.locked,
             corrected=evaluate.corrected_accuracy(selected, seed=o.seed),
-            independent=len(rows) if m.groups is None else len(np.unique(m.groups)),
+            independent=_independent(m, rows),
         )  # fmt: skip
     return _Outcome(
         m.backbone, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
@@ -188,11 +211,16 @@ def _trained(m: Measured, found: tune.TrainedModel) -> _Outcome:
     """The trained layers, judged on what is locked, else on the folds that chose nothing."""
     metrics = evaluate.metrics(
         found.scores, m.labels[found.rows], m.dataset.classes, temperature=found.temperature, on=m.locked,
-        independent=len({m.dataset.examples[i].digest for i in found.rows}),
+        independent=_independent(m, found.rows),
     )  # fmt: skip
     return _Outcome(
         found.backbone, found.weight, found.bias, "trained", found.temperature, metrics, found.rows, found.scores
     )
+
+
+def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
+    """Images of the same content are no independent witnesses."""
+    return data.independent([m.dataset.examples[i] for i in rows])
 
 
 def _saved(

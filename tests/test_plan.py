@@ -1,0 +1,379 @@
+"""The plan follows from written-down measurements: every verdict, every sentence, every number by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from topwork.plan import Evidence, cheapest, decide, deficits, scores, tuned
+from topwork.records import Plan, Recipe, Tuning
+from topwork.statistics import Z95
+
+Answers = NDArray[np.bool_]
+
+
+def answers(n: int, right: int, *others: tuple[int, int]) -> Answers:
+    """Correctness (n, K): the last cut right on `right` images; each cut before it loses and gains that many."""
+    best = np.arange(n) < right
+    columns = []
+    for loses, gains in others:
+        column = best.copy()
+        column[:loses] = False
+        column[right : right + gains] = True
+        columns.append(column)
+    return np.stack([*columns, best], axis=1)
+
+
+def evidence(correct: Answers, **given: Any) -> Evidence:
+    k = correct.shape[1]
+    names = tuple(f"layer{i + 1}" for i in range(k))
+    shares = tuple((i + 1) / k for i in range(k))
+    return Evidence("resnet18", names, shares, shares, correct, **given)
+
+
+def cut_reason(plan: Plan) -> str:
+    return plan.reasons[0]
+
+
+def test_the_cheapest_cut_within_delta_is_chosen_and_the_sentence_has_its_numbers() -> None:
+    """Deficit 10 of 10,000; sd^2 = (30 - 10,000 * 0.001^2) / 9,999; bound 0.1% + 1.96 sd / 100 = 0.2%."""
+    plan = decide(evidence(answers(10_000, 9000, (400, 0), (20, 10), (9, 9))))
+    assert (plan.cut, plan.best_cut) == ("layer2", "layer3")  # of two equally good ones the earlier is the best
+    assert (plan.backbone, plan.strategy, plan.delta, plan.kept_cost) == ("resnet18", "head", 0.01, 0.5)
+    assert (plan.decided, plan.more_images) == (True, None)
+    assert cut_reason(plan) == (
+        "Cut after layer2: the cheapest place within 1.0 point of the best (layer3, 90.0%); it is right on 89.9%,"
+        " and its deficit of 0.1 points is at most 0.2 points with 95% confidence. It keeps 50% of the backbone's cost."
+    )
+    assert len(plan.reasons) == 3
+    assert plan.reasons[-1].startswith("Head only")
+
+
+def test_where_all_cheaper_cuts_are_shown_to_be_worse_the_best_is_chosen_and_that_is_decided() -> None:
+    plan = decide(evidence(answers(1000, 900, (300, 0), (100, 0))))
+    assert (plan.cut, plan.best_cut, plan.decided, plan.more_images) == ("layer3", "layer3", True, None)
+    assert cut_reason(plan) == (
+        "Cut after layer3: the best place, 90.0% right leave-one-out, at 100% of the backbone's cost."
+        " No cheaper cut is shown to be within 1.0 point of it."
+    )
+
+
+def test_the_first_cut_as_the_best_has_no_cheaper_one_to_speak_of() -> None:
+    plan = decide(evidence(answers(1000, 900, (0, 50))))
+    assert (plan.cut, plan.best_cut, plan.decided) == ("layer1", "layer1", True)
+    assert cut_reason(plan) == (
+        "Cut after layer1: the best place, 95.0% right leave-one-out, at 50% of the backbone's cost."
+    )
+
+
+def test_an_open_question_is_said_with_the_number_of_images_that_would_tell() -> None:
+    """20 lost and 12 gained of 400: deficit 0.02, sd^2 = (32 - 400 * 0.02^2) / 399 = 0.07980, error 0.01412,
+    interval 0.02 -+ 0.02768. Half-width |0.01 - 0.02| needs (1.96 * 0.28249 / 0.01)^2 = 3,065 images: 2,665 more."""
+    plan = decide(evidence(answers(400, 340, (20, 12))))
+    assert (plan.cut, plan.decided, plan.more_images) == ("layer2", False, 2700)
+    assert plan.reasons[1] == (
+        "Undecided whether a cheaper cut would do: layer1 may be within 1.0 point or not"
+        " (deficit of layer1 2.0 points, 95% interval -0.8 points to 4.8 points); about 2700 more images would tell."
+    )
+
+
+def test_that_many_more_images_of_the_same_kind_do_decide() -> None:
+    """Ten times the images of the case above are 3,600 more, and 2,700 are enough; twice are not."""
+    few = answers(400, 340, (20, 12))
+    assert not decide(evidence(np.tile(few, (2, 1)))).decided
+    assert decide(evidence(np.tile(few, (8, 1)))).decided
+
+
+def test_a_cheaper_cut_may_be_open_behind_a_chosen_one() -> None:
+    plan = decide(evidence(answers(400, 340, (20, 12), (1, 0))))
+    assert (plan.cut, plan.best_cut, plan.decided) == ("layer2", "layer3", False)
+    assert "layer1 may be within" in plan.reasons[1]
+
+
+def test_a_cut_that_lies_on_the_border_cannot_be_told() -> None:
+    """Deficit 4 of 400, just delta: no number of images decides."""
+    plan = decide(evidence(answers(400, 340, (20, 16))))
+    assert (plan.decided, plan.more_images) == (False, None)
+    assert plan.reasons[1].endswith("; no realistic number of images would tell.")
+
+
+@pytest.mark.parametrize(("open_ones", "names"), [(1, "layer1 may"), (3, "layer3 and 2 others may")])
+def test_of_several_open_cuts_the_one_that_is_soonest_decided_is_named(open_ones: int, names: str) -> None:
+    """The further from delta, the sooner; equally far with fewer disagreements, too."""
+    plan = decide(evidence(answers(400, 340, *[(20, 12), (20, 13), (9, 1)][:open_ones])))
+    assert names in plan.reasons[1]
+
+
+@pytest.mark.xfail(strict=True, reason="says 'and 1 others'")
+def test_one_other_open_cut_is_one_other() -> None:
+    plan = decide(evidence(answers(400, 340, (20, 12), (20, 13))))
+    assert "layer1 and 1 other may be" in plan.reasons[1]
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="the best cut's own deficit is infinitely uncertain")
+@pytest.mark.parametrize("groups", [None, np.zeros(6, np.int64)])
+def test_one_independent_image_cannot_tell_cuts_apart(groups: NDArray[np.int64] | None) -> None:
+    correct = answers(6, 5, (2, 0)) if groups is not None else np.array([[False, True]])
+    plan = decide(evidence(correct, groups=groups))
+    assert (plan.cut, plan.decided, plan.more_images) == ("layer2", False, None)
+    assert plan.reasons[1].startswith("Undecided")
+
+
+@pytest.mark.xfail(strict=True, reason="no disagreement seen counts as none possible, from however few images")
+def test_a_cut_is_seldom_called_within_delta_where_it_is_not() -> None:
+    """A cut that is wrong on 5% more images agrees on all of 24 in 0.95^24 = 29% of samples; 2.5% is promised.
+
+    Exact over the number of disagreements. Taking the cheaper one is fine; that it is decided is not.
+    """
+    n, truth = 24, 0.05
+    wrongly = 0.0
+    for lost in range(n):
+        plan = decide(evidence(answers(n, n, (lost, 0))))
+        if plan.cut == "layer1" and plan.decided:
+            wrongly += binomial(n, lost, truth)
+    assert wrongly < 0.05
+
+
+def binomial(n: int, k: int, p: float) -> float:
+    from scipy.stats import binom
+
+    return float(binom.pmf(k, n, p))
+
+
+def test_delta_0_takes_the_best_unless_nothing_is_lost() -> None:
+    assert decide(evidence(answers(10_000, 9000, (20, 10))), delta=0).cut == "layer2"
+    assert decide(evidence(answers(10_000, 9000, (0, 0))), delta=0).cut == "layer1"
+
+
+def test_equally_good_cuts_give_the_earliest() -> None:
+    plan = decide(evidence(answers(200, 150, (30, 30), (10, 10))))
+    assert (plan.cut, plan.best_cut, plan.decided) == ("layer1", "layer1", True)
+
+
+def test_alike_images_count_as_one() -> None:
+    """400 images that decide would not if they were 40 groups of ten; the error is then that of 40."""
+    one_each = answers(40, 34, (1, 0))
+    correct = np.repeat(one_each, 10, axis=0)
+    groups = np.repeat(np.arange(40), 10)
+    apart, together = deficits(correct), deficits(correct, groups)
+    np.testing.assert_allclose(together.error, deficits(one_each).error, rtol=1e-12)
+    assert together.error[0] > 3 * apart.error[0]
+    loose = decide(evidence(correct), delta=0.05)
+    tied = decide(evidence(correct, groups=groups), delta=0.05)
+    assert (loose.cut, tied.cut) == ("layer1", "layer2")
+    assert not tied.decided
+
+
+def test_a_cut_that_was_asked_for_is_taken_and_the_sentence_says_so() -> None:
+    """Nothing was left to decide, so nothing is undecided."""
+    plan = decide(evidence(answers(400, 340, (20, 12))), cut="layer1")
+    assert (plan.cut, plan.best_cut, plan.kept_cost) == ("layer1", "layer2", 0.5)
+    assert (plan.decided, plan.more_images) == (True, None)
+    assert cut_reason(plan) == (
+        "Cut after layer1, as asked: 83.0% right leave-one-out, at 50% of the backbone's cost;"
+        " the best cut, layer2, is right on 85.0%."
+    )
+    assert len(plan.reasons) == 3
+
+
+def tried(cut: str, *, replaced: bool) -> Tuning:
+    recipe = Recipe("suffix", cut, "layer2")
+    return Tuning(60, 50, (), recipe, 0.04, 0.02, 100, replaced, "4.0 points better.")
+
+
+def test_a_plan_whose_trained_model_won_is_that_models() -> None:
+    seen = evidence(answers(400, 340, (200, 0), (100, 0)))
+    frozen = decide(seen)
+    plan = tuned(frozen, tried("layer2", replaced=True), seen)
+    assert (plan.cut, plan.strategy, plan.kept_cost) == ("layer2", "suffix", pytest.approx(2 / 3))
+    assert plan.recipe == Recipe("suffix", "layer2", "layer2")
+    assert plan.reasons == (
+        *frozen.reasons[:-1],
+        "The trained model replaces the frozen one: 4.0 points better. It is cut after layer2 and keeps 67% of the"
+        " cost.",
+    )
+    same = tuned(frozen, tried("layer3", replaced=True), seen)
+    assert same.reasons[-1] == "The trained model replaces the frozen one: 4.0 points better."
+
+
+def test_a_plan_whose_trained_model_lost_stays_as_it_was_and_says_why() -> None:
+    seen = evidence(answers(400, 340, (200, 0), (100, 0)))
+    frozen = decide(seen)
+    plan = tuned(frozen, tried("layer2", replaced=False), seen)
+    why = "The kept layers stay as they were learnt: 4.0 points better."
+    assert plan == replace(frozen, reasons=(*frozen.reasons[:-1], why))
+
+
+def test_deficits_by_hand() -> None:
+    d = deficits(answers(400, 340, (20, 12)))
+    error = np.sqrt((32 - 400 * 0.02**2) / 399 / 400)
+    assert d.best == 1
+    np.testing.assert_allclose(d.value, [0.02, 0], atol=1e-15)
+    np.testing.assert_allclose(d.error, [error, 0], rtol=1e-12)
+    np.testing.assert_allclose(d.low, [0.02 - Z95 * error, 0], rtol=1e-12)
+    np.testing.assert_allclose(d.high, [0.02 + Z95 * error, 0], rtol=1e-12)
+
+
+def test_cheapest_is_the_first_within_delta() -> None:
+    high = np.array([0.2, 0.011, 0.01, 0.0, 0.005])
+    assert [cheapest(high, delta) for delta in (0, 0.005, 0.01, 0.011, 0.5)] == [3, 3, 2, 1, 0]
+
+
+@st.composite
+def measurements(draw: st.DrawFn) -> Answers:
+    n, k = draw(st.integers(2, 60)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    return rng.random((n, k)) < rng.uniform(0.3, 1, k)
+
+
+@settings(max_examples=100, deadline=None)
+@given(correct=measurements(), deltas=st.tuples(st.floats(0, 0.9), st.floats(0, 0.9)))
+def test_who_may_lose_more_never_pays_more(correct: Answers, deltas: tuple[float, float]) -> None:
+    strict, loose = (decide(evidence(correct), delta=d) for d in sorted(deltas))
+    assert loose.kept_cost <= strict.kept_cost
+    assert strict.best_cut == loose.best_cut
+
+
+@settings(max_examples=100, deadline=None)
+@given(correct=measurements(), delta=st.floats(0, 0.5), copies=st.integers(2, 5))
+def test_more_of_the_same_narrows_the_intervals_unless_it_is_grouped(
+    correct: Answers, delta: float, copies: int
+) -> None:
+    n = len(correct)
+    plain, more = deficits(correct), deficits(np.tile(correct, (copies, 1)))
+    varies = plain.error > 0
+    assert (more.error[varies] < plain.error[varies]).all()
+    assert (more.high <= plain.high + 1e-12).all()
+    groups = np.tile(np.arange(n), copies)
+    same = deficits(np.tile(correct, (copies, 1)), groups)
+    np.testing.assert_allclose(same.error, plain.error, atol=1e-12)
+    before, after = decide(evidence(correct), delta=delta), decide(evidence(np.tile(correct, (copies, 1))), delta=delta)
+    assert after.kept_cost <= before.kept_cost
+
+
+@settings(max_examples=150, deadline=None)
+@given(correct=measurements(), delta=st.floats(0, 0.5))
+def test_every_plan_is_consistent(correct: Answers, delta: float) -> None:
+    """The choice is no dearer than the best, within delta of it, and decided exactly if no cheaper one is open."""
+    plan, d = decide(evidence(correct), delta=delta), deficits(correct)
+    names = [f"layer{i + 1}" for i in range(correct.shape[1])]
+    chosen, best = names.index(plan.cut), names.index(plan.best_cut)
+    assert chosen <= best
+    assert correct[:, best].sum() == correct.sum(axis=0).max()
+    assert d.value[chosen] <= delta + 1e-9
+    undecided = any(d.low[k] <= delta for k in range(chosen))
+    assert plan.decided is not undecided
+    assert (len(plan.reasons) == 4) is undecided
+    assert all(reason.endswith(".") for reason in plan.reasons)
+    if plan.more_images is not None:
+        assert plan.more_images >= 1
+
+
+def deep(early: int, last: int, n: int = 1000) -> Answers:
+    """Three cuts: errors at the first (early), at the second, and at the last; those of a better cut are a part."""
+    return np.stack([np.arange(n) >= early, np.arange(n) >= max(early, last), np.arange(n) >= last], axis=1)
+
+
+SIMILARITIES: list[tuple[Answers, str, float | None, str]] = [
+    (deep(100, 70), "similar", 0.3, "its deep layers, between layer1 (90.0%) and the last cut (93.0%), remove 30% of"),
+    (deep(100, 71), "in between", 0.29, "remove 29% of the errors"),
+    (deep(100, 90), "in between", 0.1, "remove 10% of the errors"),
+    (deep(100, 91), "different", 0.09, "remove 9% of the errors"),
+    (deep(100, 100), "different", 0.0, "remove none of the errors"),
+    # One error more is within chance, fifty are not: 50 / (sqrt(50) * 1.96) > 1.
+    (deep(100, 101), "different", -0.01, "remove none of the errors"),
+    (deep(100, 150), "different", -0.5, "serve the old task, accuracy falls between layer1 (90.0%) and the last cut"),
+    (deep(9, 3), "cannot tell", 2 / 3, "layer1 tells the classes apart on all but 9 images"),
+    (deep(0, 0), "cannot tell", None, "layer1 tells the classes apart on all but 0 images"),
+    (deep(2, 50), "different", -24.0, "serve the old task"),
+]
+
+
+@pytest.mark.parametrize(("correct", "verdict", "gain", "words"), SIMILARITIES)
+@pytest.mark.parametrize("confidence", [None, 0.2, 0.9])
+def test_similarity_is_what_deep_layers_still_add(
+    correct: Answers, verdict: str, gain: float | None, words: str, confidence: float | None
+) -> None:
+    """The share of the early errors that the last cut removes decides; the backbone's confidence is only told."""
+    beginnings = {
+        "similar": "The task is similar to what the backbone was trained for: ",
+        "in between": "The task lies in between, neither like the backbone's own nor far from it: ",
+        "different": "The task is different from what the backbone was trained for: ",
+        "cannot tell": "How similar the task is to the backbone's own cannot be told: ",
+    }
+    seen = evidence(correct, neighbour_accuracy=0.7, source_confidence=confidence, source_spread=0.25)
+    plan = decide(seen)
+    similarity = plan.similarity
+    assert similarity.verdict == verdict
+    assert similarity.deep_gain == (gain if gain is None else pytest.approx(gain))
+    assert similarity.reason.startswith(beginnings[verdict])
+    assert words in similarity.reason
+    assert similarity.reason in plan.reasons
+    told = "the backbone gives one of its own classes" in similarity.reason
+    assert told is (confidence is not None)
+    if confidence is not None:
+        assert similarity.reason.endswith(f"classes {confidence:.0%} on average and uses 25% of them.")
+    accuracy = correct.mean(axis=0)
+    assert (similarity.early_cut, similarity.early_accuracy) == ("layer1", accuracy[0])
+    assert (similarity.last_accuracy, similarity.best_accuracy) == (accuracy[-1], accuracy.max())
+    assert similarity.last_deficit == pytest.approx(accuracy.max() - accuracy[-1])
+    assert similarity.last_deficit_low <= similarity.last_deficit <= similarity.last_deficit_high
+    assert (similarity.neighbour_accuracy, similarity.source_confidence) == (0.7, confidence)
+    assert similarity.source_spread == 0.25
+
+
+def test_the_early_cut_is_the_best_within_a_third_of_the_work() -> None:
+    correct = np.stack([np.arange(100) >= errors for errors in (40, 30, 35, 10, 20)], axis=1)
+    shares = (0.1, 0.2, 0.33, 0.34, 1.0)
+    seen = Evidence("resnet18", ("a", "b", "c", "d", "e"), shares, shares, correct)
+    assert decide(seen).similarity.early_cut == "b"
+    late = Evidence("resnet18", ("a", "b", "c", "d", "e"), shares, (0.5, 0.6, 0.7, 0.8, 1.0), correct)
+    assert decide(late).similarity.early_cut == "a"
+
+
+def test_a_peak_before_the_last_cut_is_told() -> None:
+    correct = np.stack([np.arange(400) >= errors for errors in (200, 20, 80)], axis=1)
+    assert "accuracy peaks at layer2 (95.0%)" in decide(evidence(correct)).similarity.reason
+
+
+def test_the_depth_table_has_every_cut_with_its_intervals() -> None:
+    correct = answers(400, 340, (20, 12))
+    first, last = scores(evidence(correct), (64, 512), (0.1, 1e-3))
+    assert (first.cut, first.cost_share, first.dims, first.ridge) == ("layer1", 0.5, 64, 0.1)
+    assert (last.cut, last.cost_share, last.dims, last.ridge) == ("layer2", 1, 512, 1e-3)
+    for row, right in ((first, 332), (last, 340)):
+        wilsons = binomtest(right, 400).proportion_ci(method="wilson")
+        assert row.accuracy == right / 400
+        assert (row.low, row.high) == pytest.approx((wilsons.low, wilsons.high), abs=1e-7)
+    d = deficits(correct)
+    assert (first.deficit, first.deficit_low, first.deficit_high) == (d.value[0], d.low[0], d.high[0])
+    assert (last.deficit, last.deficit_low, last.deficit_high) == (0, 0, 0)
+
+
+def test_the_depth_tables_intervals_rest_on_groups_of_alike_images() -> None:
+    correct = np.repeat(answers(50, 40, (5, 0)), 4, axis=0)
+    seen = evidence(correct, groups=np.repeat(np.arange(50), 4))
+    row = scores(seen, (1, 1), (1, 1))[1]
+    wilsons = binomtest(40, 50).proportion_ci(method="wilson")
+    assert (row.low, row.high) == pytest.approx((wilsons.low, wilsons.high), abs=1e-7)
+    alone = scores(replace(seen, groups=None), (1, 1), (1, 1))[1]
+    assert alone.high - alone.low < row.high - row.low
+
+
+@pytest.mark.xfail(strict=True, reason="the number of groups overstates uneven ones; (sum m)^2 / sum m^2 does not")
+def test_the_depth_tables_intervals_cover_where_groups_are_uneven() -> None:
+    """Five images of 20 copies each and 100 others: (sum m)^2 / sum m^2 = 19 independent ones, not 105. 300 samples."""
+    rng, covered = np.random.default_rng(0), 0
+    groups = np.concatenate([np.repeat(np.arange(5), 20), np.arange(5, 105)])
+    for _ in range(300):
+        correct = (rng.random(105) < 0.8)[groups][:, None]
+        row = scores(evidence(correct, groups=groups), (1,), (1,))[0]
+        covered += row.low <= 0.8 <= row.high
+    assert covered / 300 > 0.9
