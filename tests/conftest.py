@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from topwork import images, runs, workflow, zoo
 from topwork.engine import Engine
+from topwork.records import Example, Preprocessing
 from topwork.zoo import Backbone
+from topwork.zoo.cuts import chain
 
 CLASSES = ("bark", "sand", "weave")
 SIZE_PX = 64  # of the backbone's input: a pass over a few dozen images takes a second
@@ -143,12 +147,92 @@ def imagenet_top1() -> Callable[[Backbone], float]:
         pytest.skip("the photographs of ../shared are not here")
 
     def top1(backbone: Backbone) -> float:
-        rows = list(csv.DictReader((folder / "labels.csv").open()))
+        rows = list(csv.DictReader((folder / "labels.csv").read_text().splitlines()))
         engine = Engine(backbone.chain.segments, backbone.preprocessing)
         right = 0
-        for row in rows:
-            logits = engine.see(images.load(folder / row["file"], backbone.preprocessing)[None], logits=True).logits
-            right += int(logits.argmax()) == int(row["ilsvrc_index"])
+        for start in range(0, len(rows), 25):
+            chunk = rows[start : start + 25]
+            batch = np.stack([images.load(folder / row["file"], backbone.preprocessing) for row in chunk])
+            best = engine.see(batch, logits=True).logits.argmax(axis=1)
+            right += sum(int(b) == int(row["ilsvrc_index"]) for b, row in zip(best, chunk, strict=True))
         return right / len(rows)
 
     return top1
+
+
+class Residual(nn.Module):
+    """Two convolutions with normalisation beside a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.norm2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.relu, self.dropout = nn.ReLU(), nn.Dropout(dropout)
+        self.shortcut = nn.Conv2d(before, after, 1, stride) if (before, stride) != (after, 1) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.dropout(self.relu(self.norm1(self.conv1(x))))
+        return self.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+class Tiny(nn.Module):
+    """A CNN of five blocks in three stages: cuts stem, one, two, three, four."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.one, self.two = Residual(8, 8, 1, dropout), Residual(8, 12, 2, dropout)
+        self.three, self.four = Residual(12, 12, 1, dropout), Residual(12, 16, 2, dropout)
+        self.classifier = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.four(self.three(self.two(self.one(self.stem(x)))))
+        return self.classifier(x.mean((2, 3)))
+
+
+@torch.no_grad()
+def tiny_network(dropout: float = 0.0) -> Tiny:
+    """With weights that pass the signal on, and scales, shifts and statistics that matter in every norm layer."""
+    network, draw = Tiny(dropout), torch.Generator().manual_seed(1)
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, (1.5 / parameter[0].numel()) ** 0.5, generator=draw)
+        else:
+            parameter.uniform_(-0.1, 0.1, generator=draw).add_(0.0 if name.endswith("bias") else 1.0)
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1, generator=draw)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=draw)
+    return network.eval()
+
+
+def as_backbone(network: nn.Module, size_px: int = 32) -> Backbone:
+    """Any network as a backbone, cut everywhere."""
+    preprocessing = Preprocessing(size_px, size_px, "bilinear", (0.45, 0.45, 0.45), (0.25, 0.25, 0.25))
+    return Backbone(type(network).__name__.lower(), "made here", "0", preprocessing, 0, chain(network, size_px))
+
+
+@pytest.fixture
+def tiny() -> Backbone:
+    """A network that is trained in a moment; each test has its own."""
+    return as_backbone(tiny_network())
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks on one core: on a busy machine, threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def labelled(folder: Path) -> list[Example]:
+    """Every picture of a labelled folder, classes in the order of their names."""
+    classes = sorted(p.name for p in folder.iterdir())
+    return [
+        Example(str(f.relative_to(folder)), label, "train", images.digest(f.read_bytes()))
+        for label, name in enumerate(classes)
+        for f in sorted((folder / name).iterdir())
+    ]

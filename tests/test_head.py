@@ -28,7 +28,7 @@ def some(n: int, d: int, classes: int = 3, signal: float = 0.8, seed: int = 0) -
 
 
 def fitted(x: NDArray[np.float32], labels: Ints, classes: int, **options: Any) -> tuple[Head, Probe]:
-    loo = probe(x, labels, classes, groups=options.get("groups"))
+    loo = probe(x, labels, classes, groups=options.get("groups"), importance=options.get("importance"))
     return fit(x, labels, classes, loo, **{"groups": None, "seed": 0} | options), loo
 
 
@@ -37,13 +37,13 @@ def unit(x: NDArray[np.float32]) -> float:
     return factor(x, Standardised.of(x)).unit
 
 
-def logistic(z: Floats, labels: Ints, strength: float) -> LogisticRegression:
-    """Minimises sum_i log-loss_i + strength / 2 ||W||^2, to convergence.
+def logistic(z: Floats, labels: Ints, strength: float, importance: Floats | None = None) -> LogisticRegression:
+    """Minimises sum_i a_i log-loss_i + strength / 2 ||W||^2, to convergence.
 
     Of two classes scikit-learn fits one column w = w_1 - w_0, and ||W||^2 = w^2 / 2.
     """
     c = (2 if len(np.unique(labels)) == 2 else 1) / strength
-    return LogisticRegression(C=c, tol=1e-9, max_iter=20_000).fit(z, labels)
+    return LogisticRegression(C=c, tol=1e-9, max_iter=20_000).fit(z, labels, sample_weight=importance)
 
 
 SETS = [(90, 8, 3), (40, 60, 3), (80, 200, 4), (150, 30, 2)]
@@ -83,6 +83,73 @@ def test_the_path_of_penalties_ends_where_the_loss_has_risen(n: int, d: int, cla
     assert np.diff(means)[-1] > 0 or len(means) == len(LOGISTIC_PENALTIES)
 
 
+def uneven(n: int, d: int, classes: int, seed: int = 0) -> tuple[NDArray[np.float32], Ints, Floats]:
+    """Images that weigh between 0.2 and 3, of mean 1, whatever their class."""
+    x, labels = some(n, d, classes, signal=0.5, seed=seed)
+    importance = np.random.default_rng(seed).uniform(0.2, 3, n)
+    return x, labels, importance * n / importance.sum()
+
+
+@pytest.mark.parametrize(("n", "d", "classes"), SETS)
+def test_logistic_regression_of_images_that_weigh_differently_is_scikit_learns(n: int, d: int, classes: int) -> None:
+    """As above with sample_weight, where the fit is not ended early: at penalties above 0.02. Moments, trace and the
+    mean loss that ends the path are weighted, too."""
+    x, labels, a = uneven(n, d, classes)
+    result, _ = fitted(x, labels, classes, importance=a)
+    mean = a @ x.astype(np.float64) / n
+    z = (x - mean) / np.sqrt(a @ (x - mean) ** 2 / n)
+    trace, fold = float(a @ (z**2).sum(axis=1)) / d, folds(labels, None, 0)
+    tried = result.loss.shape[1]
+    assert tried >= 2
+    for p in np.flatnonzero(LOGISTIC_PENALTIES[:tried] > 0.02):
+        penalty, loss, correct = LOGISTIC_PENALTIES[p], result.loss[:, p], result.correct[:, p]
+        log_p = np.empty((n, classes))
+        for k in range(FOLDS):
+            train = fold != k
+            model = logistic(z[train], labels[train], penalty * trace * train.mean(), a[train])
+            log_p[~train] = model.predict_log_proba(z[~train])
+        expected = -log_p[np.arange(n), labels]
+        assert loss.mean() == pytest.approx(expected.mean(), abs=2e-3)
+        ordered = np.sort(np.exp(log_p), axis=1)
+        clear = ordered[:, -1] - ordered[:, -2] > 0.1  # twice what early stopping may move a probability by
+        np.testing.assert_array_equal(correct[clear], (log_p.argmax(axis=1) == labels)[clear])
+    means = a @ result.loss.astype(np.float64)
+    assert (np.diff(means)[:-1] <= 0).all()
+    assert np.diff(means)[-1] > 0 or tried == len(LOGISTIC_PENALTIES)
+
+
+def test_of_images_that_weigh_differently_the_head_that_is_right_on_more_weight_is_kept() -> None:
+    """Over many sets both win somewhere, and weights turn some of the verdicts around."""
+    kinds, turned = set(), 0
+    for seed in range(24):
+        x, labels = curved(60, 5, seed) if seed % 2 else some(60, 5, 2, signal=0.2, seed=seed)
+        a = np.where(np.random.default_rng(seed).permutation(60) % 2, 0.25, 1.75)  # sums are exact: ties are ties
+        result, loo = fitted(x, labels, 2, importance=a)
+        ridge = a @ result.ridge_folds / 60
+        best = (a @ result.loss.astype(np.float64)).argmin()
+        other = a @ result.correct[:, best] / 60
+        facts = result.facts
+        assert facts.kind == ("logistic" if other > ridge else "ridge")
+        assert (facts.ridge_accuracy, facts.logistic_accuracy) == pytest.approx((ridge, other))
+        np.testing.assert_array_equal(
+            result.right, result.ridge_folds if facts.kind == "ridge" else result.correct[:, best]
+        )
+        assert facts.penalty == (loo.penalties[loo.best] if facts.kind == "ridge" else LOGISTIC_PENALTIES[best])
+        kinds.add(facts.kind)
+        turned += (result.correct[:, best].mean() > result.ridge_folds.mean()) is not (other > ridge)
+    assert kinds == {"ridge", "logistic"}
+    assert turned
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 8), (30, 60)])
+def test_importance_of_one_each_changes_no_head(n: int, d: int) -> None:
+    x, labels = some(n, d, signal=0.3)
+    plain, ones = fitted(x, labels, 3)[0], fitted(x, labels, 3, importance=np.ones(n))[0]
+    for name in ("weight", "bias", "temperature", "scores", "right", "correct", "loss", "ridge_folds"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(ones, name))
+    assert plain.facts == ones.facts
+
+
 def curved(n: int, d: int, seed: int = 0) -> tuple[NDArray[np.float32], Ints]:
     """Most images far out on the right side, where least squares is pulled and logistic regression is not."""
     rng = np.random.default_rng((seed, n, d))
@@ -93,18 +160,23 @@ def curved(n: int, d: int, seed: int = 0) -> tuple[NDArray[np.float32], Ints]:
     return x.astype(np.float32), labels
 
 
+@pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize(("n", "d"), [(120, 4), (40, 50)])
-def test_the_winning_logistic_head_is_scikit_learns_on_all_images(n: int, d: int) -> None:
+def test_the_winning_logistic_head_is_scikit_learns_on_all_images(n: int, d: int, weighed: bool) -> None:
     """Refitted at the chosen penalty: probabilities before the temperature to 0.01."""
+    a = uneven(n, 1, 2)[2] if weighed else np.ones(n)
     for seed in range(20):
         x, labels = curved(n, d, seed)
-        result, _ = fitted(x, labels, 2)
+        result, _ = fitted(x, labels, 2, importance=a)
         if result.facts.kind == "logistic":
             break
     assert result.facts.kind == "logistic"
-    reference = logistic(Standardised.of(x)(x), labels, result.facts.penalty * unit(x))
+    mean = a @ x.astype(np.float64) / n
+    z = (x - mean) / np.sqrt(a @ (x - mean) ** 2 / n)
+    trace = float(a @ (z**2).sum(axis=1)) / d
+    reference = logistic(z, labels, result.facts.penalty * trace, a)
     mine = softmax(x @ result.weight + result.bias, axis=1)
-    np.testing.assert_allclose(mine, reference.predict_proba(Standardised.of(x)(x)), atol=0.01)
+    np.testing.assert_allclose(mine, reference.predict_proba(z), atol=0.01)
     best = int(np.flatnonzero(np.isclose(LOGISTIC_PENALTIES, result.facts.penalty))[0])
     # The scores that it is judged by are those out of fold, not of the fit on all images.
     np.testing.assert_allclose(
@@ -146,7 +218,9 @@ def test_the_head_that_is_right_more_often_out_of_fold_is_kept_and_the_reason_sa
         assert f"{other:.1%}" in facts.reason
         assert facts.reason.startswith("ridge" if facts.kind == "ridge" else "logistic regression")
         assert facts.temperature == result.temperature
-        assert result.right.mean() == pytest.approx(max(ridge, other))
+        best = result.loss.mean(axis=0, dtype=np.float64).argmin()
+        kept = result.ridge_folds if facts.kind == "ridge" else result.correct[:, best]
+        np.testing.assert_array_equal(result.right, kept)
         if facts.kind == "ridge":
             assert facts.penalty == loo.penalties[loo.best]
             np.testing.assert_array_equal(result.scores, loo.scores)
@@ -192,14 +266,16 @@ def test_weights_folded_for_raw_features_give_the_standardised_logits(
     np.testing.assert_allclose(new @ result.weight + result.bias, expected, atol=1e-6 * (10 + offset))
 
 
+@pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize(("n", "d"), [(60, 8), (20, 50)])
-def test_the_head_that_training_starts_from_is_ridge_over_its_temperature(n: int, d: int) -> None:
-    x, labels = some(n, d)
+def test_the_head_that_training_starts_from_is_ridge_over_its_temperature(n: int, d: int, weighed: bool) -> None:
+    x, labels, uneven_ones = uneven(n, d, 3)
+    a = uneven_ones if weighed else None
     groups = np.arange(n) // 2
-    start = exact(x, labels, 3, 0.1, groups)
-    standard = Standardised.of(x)
-    w, b = weights(x, labels, 3, 0.1, standard, factor(x, standard))
-    loo = probe(x, labels, 3, groups=groups, penalties=np.array([0.1]))
+    start = exact(x, labels, 3, 0.1, groups, a)
+    standard = Standardised.of(x, a)
+    w, b = weights(x, labels, 3, 0.1, standard, factor(x, standard, a))
+    loo = probe(x, labels, 3, groups=groups, importance=a, penalties=np.array([0.1]))
     t = temperature(loo.scores.astype(np.float64), labels)
     logits = (x - start.mean) / start.scale @ start.weight + start.bias
     np.testing.assert_allclose(logits, (standard(x) @ w + b) / t, atol=1e-9 / t)

@@ -20,6 +20,8 @@ Ints = NDArray[np.int64]
 REPLICATES = 500
 """Bootstrap samples: the Monte-Carlo error of the mean is then 1/22 of one replicate's spread."""
 
+TIE = 1e-9  # weighed counts this close are equal but for rounding
+
 BINS, PER_BIN = 15, 20
 """Bins of the calibration error, of equal count (Nixon et al., 2019: equal-width bins are mostly empty), and
 images that each should hold: with fewer, a perfectly calibrated model seems not to be."""
@@ -62,7 +64,7 @@ def metrics(
     naive = float((predicted == labels).mean())
     accuracy = naive if corrected is None else min(corrected, naive)
     balanced, half = _balanced(confusion)
-    half *= np.sqrt(n / effective)
+    half *= float(np.sqrt(n / effective))
     balanced = float(np.clip(balanced - (naive - accuracy), 0, 1))
     top = np.maximum(probabilities[np.arange(n), labels], 1e-12)
     return Metrics(
@@ -113,14 +115,14 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
         rows = np.repeat(np.arange(n), drawn)
         cut = selected.chosen
         if not selected.fixed:
-            weight = None if a is None else a[rows]
+            weight = None if a is None else a[rows] / a[rows].mean()
             again = None if groups is None else _drawn_again(member[rows], drawn)
             cut = cheapest(deficits(at_penalty[rows], again, weight).high, selected.delta)
         right = at_penalty[:, cut]
         if cut == selected.chosen and selected.head.loss.shape[1]:
             best = int((weighed @ selected.head.loss).argmin())
             logistic = selected.head.correct[:, best]
-            if weighed @ logistic > weighed @ selected.head.ridge_folds:
+            if weighed @ logistic > weighed @ selected.head.ridge_folds + TIE:
                 right = logistic
         shares.append(right[out].mean())
     return float(np.mean(shares))

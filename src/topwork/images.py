@@ -72,8 +72,8 @@ def read_bytes(path: Path) -> bytes:
         if size > MAX_BYTES:
             raise ImageError("too large", f"{size:,} bytes; at most {MAX_BYTES:,} are read")
         data = path.read_bytes()
-    except OSError as error:
-        raise ImageError("unreadable", error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ImageError("unreadable", getattr(error, "strerror", None) or str(error)) from error
     if not data:
         raise ImageError("empty", "0 bytes")
     return data

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from topwork import images
 from topwork.engine import normalisation, pool, prepare
-from topwork.errors import DataError, ImageError
+from topwork.errors import DataError, ImageError, UsageError
 from topwork.images import Source
 from topwork.records import ModelFacts, decode, encode
 from topwork.zoo import Backbone, skeleton
@@ -135,13 +135,16 @@ def load(folder: Path) -> Model:
         tensors = load_file(home / "model.safetensors")
     except OSError as error:
         raise DataError(
-            f"{folder}: no model in it ({error.strerror}: {error.filename}); expected a run's folder, or the model"
+            f"{folder}: no model in it ({error}); expected a run's folder, or the model"
             " folder inside it, with model.json and model.safetensors"
         ) from error
     except SafetensorError as error:
         raise DataError(f"{home / 'model.safetensors'}: damaged: {error}") from error
-    backbone = skeleton(facts.backbone, facts.preprocessing)
-    prefix = backbone.prefix(facts.cut)
+    try:
+        backbone = skeleton(facts.backbone, facts.preprocessing)
+        prefix = backbone.prefix(facts.cut)
+    except UsageError as error:
+        raise DataError(f"{home / 'model.json'}: {error}; written with {facts.versions}") from error
     own = prefix.state_dict()
     named = _own_names(own)
     for name, tensor in named.items():
@@ -153,6 +156,14 @@ def load(folder: Path) -> Model:
                 f" {facts.versions}, which library version differs here?"
             )
         tensor.copy_(stored)
+    channels, classes = backbone.cuts[backbone.index(facts.cut)].channels, len(facts.classes)
+    for name, shape in ((WEIGHT, (2 * channels, classes)), (BIAS, (classes,))):
+        stored = tensors.get(name)
+        if stored is None or stored.shape != shape:
+            raise DataError(
+                f"{home / 'model.safetensors'}: {name} is {'missing' if stored is None else tuple(stored.shape)},"
+                f" expected {shape} for {classes} classes at {facts.cut}"
+            )
     return Model(facts, backbone, tensors[WEIGHT], tensors[BIAS])
 
 

@@ -71,10 +71,11 @@ def deficits(
     (as a share of 0 among n is no certainty either). The best cut's deficit to itself is certain.
     """
     weight = np.ones((len(correct), 1)) if importance is None else importance[:, None]
-    best = int((weight * correct).mean(axis=0).argmax())
+    accuracy = (weight * correct).mean(axis=0)
+    best = int(np.flatnonzero(accuracy >= accuracy.max() - 1e-9)[0])  # sums of weights are rounded
     difference = weight * (correct[:, [best]].astype(np.float64) - correct)
     value = difference.mean(axis=0)
-    error = np.hypot(paired_errors(difference, groups), 1 / independent(groups, len(correct)))
+    error = np.hypot(paired_errors(difference, groups), 1 / independent(groups, len(correct), importance))
     error[best] = 0.0
     return Deficits(best, value, value - Z95 * error, value + Z95 * error, error)
 
@@ -87,7 +88,8 @@ def cheapest(high: Floats, delta: float) -> int:
 def scores(evidence: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...]) -> tuple[CutScore, ...]:
     """The depth table: one row per cut."""
     d = deficits(evidence.correct, evidence.groups, evidence.importance)
-    n, shares = independent(evidence.groups, len(evidence.correct)), _accuracy(evidence)
+    shares = _accuracy(evidence)
+    n = independent(evidence.groups, len(evidence.correct), evidence.importance)
     rows = []
     for k, cut in enumerate(evidence.cuts):
         accuracy = float(shares[k])
@@ -195,10 +197,12 @@ def _similarity(evidence: Evidence, d: Deficits) -> Similarity:
     accuracy = _accuracy(evidence)
     last = len(evidence.cuts) - 1
     early = _early(evidence)
-    worse = evidence.correct[:, [early]].astype(np.float64) - evidence.correct[:, [last]]
+    weight = np.ones(len(evidence.correct)) if evidence.importance is None else evidence.importance
+    worse = weight[:, None] * (evidence.correct[:, [early]].astype(np.float64) - evidence.correct[:, [last]])
     shown_worse = float(worse.mean()) - Z95 * float(paired_errors(worse, evidence.groups)[0]) > 0
     errors = int((~evidence.correct[:, early]).sum())
-    gain = 1 - float((~evidence.correct[:, last]).sum()) / errors if errors else None
+    missed = weight @ ~evidence.correct  # (K,)
+    gain = float((missed[early] - missed[last]) / missed[early]) if errors else None
     there = f"{evidence.cuts[early]} ({accuracy[early]:.1%}) and the last cut ({accuracy[last]:.1%})"
     if shown_worse:
         verdict: Verdict = "different"

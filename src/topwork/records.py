@@ -64,7 +64,9 @@ class Recipe:
     warm_up: float = 0.1  # share of the steps in which the rate rises linearly; then it falls by a cosine to 0
     average: float = 0.5  # epochs over which the weights are averaged (EMA): the last steps' noise goes
     clip: float = 1.0  # norm that the whole gradient is held to: one odd batch must not undo the start
-    views: int = 8  # augmented views per image; one an epoch, round and round
+    views: int = (
+        3  # augmented views per image, one an epoch, round and round; the search takes more where they are cheap
+    )
     balance: bool = False  # classes weigh alike, however many images they have
 
 
@@ -370,6 +372,8 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
     """Read a record back; raises DataError naming the file and the field where it does not fit."""
     try:
         schema = msgspec.json.decode(data).get("schema", 0)
+        if not isinstance(schema, int):
+            raise DataError(f"{where}: not a {kind.__name__} file: schema is {schema!r}, expected a whole number")
         if schema > SCHEMA:
             raise DataError(
                 f"{where}: written by a newer topwork (schema {schema}, this one reads up to {SCHEMA});"

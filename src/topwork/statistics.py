@@ -28,15 +28,15 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def independent(groups: NDArray[np.int64] | None, n: int) -> float:
-    """How many independent images n images in groups are worth: (sum g)^2 / sum g^2 over the groups' sizes g.
+def independent(groups: NDArray[np.int64] | None, n: int, importance: NDArray[np.float64] | None = None) -> float:
+    """How many independent images n images in groups are worth: (sum g)^2 / sum g^2 over what the groups weigh.
 
     Kish's effective number; that of the groups where they are of one size.
     """
-    if groups is None:
-        return float(n)
-    _, sizes = np.unique(groups, return_counts=True)
-    return float(sizes.sum() ** 2 / (sizes.astype(np.float64) ** 2).sum())
+    weights = np.ones(n) if importance is None else importance
+    if groups is not None:
+        weights = np.bincount(np.unique(groups, return_inverse=True)[1], weights=weights).astype(np.float64)
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def paired_errors(

@@ -23,6 +23,9 @@ LEAST_BUDGET_S, MOST_BUDGET_S = 60.0, 900.0
 """Default budget: 100 FE pay for trying every candidate on a few hundred images (bench/strategies.py); a
 minute is no wait, and more than a quarter of an hour is asked for with --budget."""
 
+VIEWS_SHARE = 0.1
+"""Of the budget that may go into views."""
+
 _DEFAULT = Recipe("suffix", "", "")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -68,11 +71,11 @@ def tune(
         course = _search(m, fitted, o, cache, journal, watch)
     budget = course.budget
     watch.show("budget", (budget, budget / m.features.fe_seconds))
+    views = _views(course, o.epochs or _DEFAULT.epochs)
     if o.strategy == "auto":
-        recipes = _candidates(m, decided, o)
-        tuning = course.choose(recipes)
+        tuning = course.choose([replace(r, views=views) for r in _candidates(m, decided, o)])
     else:
-        tuning = course.by_hand(asked(m, decided, o))
+        tuning = course.by_hand(replace(asked(m, decided, o), views=views))
     if not tuning.replaced or tuning.recipe is None:
         return Tuned(tuning, None)
     trained = course.final(tuning.recipe)
@@ -104,6 +107,16 @@ def clean(m: Measured, o: Options, cache: Path) -> None:
     """Delete the stored views of a finished run: the largest thing on disk, and quickly made again."""
     if o.strategy != "head":
         _store(m, o, cache, m.rows).drop()
+
+
+def _views(course: search.Search, epochs: int) -> int:
+    """Augmented views per image: a new one every epoch where a tenth of the budget and the disk pay for it.
+
+    Never fewer than the default: two to eight were about as good (bench/LOG.md), one would be learnt by heart.
+    """
+    whole = len(course.task.labels) * course.prices.views(len(course.cuts))
+    affordable = int(VIEWS_SHARE * course.budget / whole)
+    return course.task.store.affordable_views(0, max(_DEFAULT.views, min(epochs, affordable)))
 
 
 def _candidates(m: Measured, decided: Plan, o: Options) -> list[Recipe]:

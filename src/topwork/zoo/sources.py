@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import msgspec
@@ -47,8 +48,6 @@ def find(name: str) -> Source:
         return _timm(name)
     if name in torchvision_names():
         return _torchvision(name)
-    from difflib import get_close_matches  # noqa: PLC0415 (only on the way to an error)
-
     near = get_close_matches(name, [EMBEDDED, *torchvision_names()], n=3)
     raise UsageError(
         f"no backbone is called {name!r}"
@@ -83,7 +82,8 @@ def _embedded() -> Source:
 
     # The TensorFlow original trains on -1..1; with ImageNet's mean and std top-1 falls by 10 points.
     half = (0.5, 0.5, 0.5)
-    return Source(EMBEDDED, Preprocessing(256, 224, "bicubic", half, half), file().name, lambda: True, build, fetch)
+    preprocessing = Preprocessing(256, 224, "bicubic", half, half)
+    return Source(EMBEDDED, preprocessing, "efficientnet-lite0-57934424.pth", lambda: True, build, fetch)
 
 
 def _lite_names(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def _timm(name: str) -> Source:
     architecture = name.removeprefix("timm:")
     try:
         if not timm.is_model(architecture.split(".")[0]):
-            near = [f"timm:{n}" for n in timm.list_models(f"*{architecture.split('.')[0]}*")[:3]]
+            near = [f"timm:{n}" for n in get_close_matches(architecture.split(".")[0], timm.list_models(), n=3)]
             raise UsageError(f"timm has no network {architecture!r}" + (f"; near: {', '.join(near)}" if near else ""))
         config = timm.get_pretrained_cfg(architecture)
     except RuntimeError as error:  # an unknown tag after the dot
@@ -156,6 +156,8 @@ def _timm(name: str) -> Source:
         return network
 
     def fetch() -> dict[str, Tensor]:
+        if not config.has_weights:
+            raise UsageError(f"timm has no pretrained weights for {architecture!r}; name a file with --weights FILE")
         try:
             state: dict[str, Tensor] = timm.create_model(architecture, pretrained=True).state_dict()
         except Exception as error:  # the hub's client raises many types when it cannot be reached

@@ -7,13 +7,16 @@ downloads. Nothing is unpickled beyond tensors (`weights_only=True`).
 from __future__ import annotations
 
 import hashlib
+import re
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -31,15 +34,16 @@ def read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingError(f"--weights {path}: no such file; expected a .safetensors or a PyTorch state dict")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UsageError(f"--weights {path}: cannot be read: {_first_line(error)}") from error
-    except Exception as error:  # torch's unpickler raises its own type on anything but tensors
+        loaded = load_file(path) if _is_safetensors(path) else _unpickled(path)
+    except UnpicklingError as error:
+        # Not passed on: torch's text, which advises to switch its safety off.
         raise UsageError(
-            f"--weights {path}: holds more than tensors, which is not loaded for safety ({_first_line(error)});"
+            f"--weights {path}: holds more than tensors, which is not loaded for safety;"
             " save the network's state_dict() alone"
+        ) from error
+    except Exception as error:  # nonsense makes the readers raise a dozen types
+        raise UsageError(
+            f"--weights {path}: cannot be read: {_first_line(error)}; expected a .safetensors or a PyTorch state dict"
         ) from error
     for key in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -47,7 +51,32 @@ def read(path: Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, Mapping) else {}
     if not tensors:
         raise UsageError(f"--weights {path}: no state dict in it (expected names mapped to tensors)")
-    return {k.removeprefix("module."): v for k, v in tensors.items()}  # DataParallel's prefix
+    return {_renamed(k): v for k, v in tensors.items()}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content, whatever the name: 8 bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _unpickled(path: Path) -> object:
+    """What a PyTorch file holds, tensors and plain values only."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start not in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:  # zip; pickle protocols 2 to 5
+        raise ValueError("neither safetensors nor a PyTorch file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pickle protocol that is not torch's own
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+
+
+def _renamed(name: str) -> str:
+    """Without DataParallel's prefix; DenseNet's `norm.1` of torchvision's files is `norm1` in its networks."""
+    return _DENSE_LAYER.sub(r"\1\2.", name.removeprefix("module."))
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, needed: set[str], used: set[str], where: str) -> bool:
@@ -72,7 +101,10 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, needed: set[str],
             f"{where}: these weights are not for {type(network).__name__}: {len(missing)} of {len(needed)} tensors"
             f" of its features do not fit; {what}"
         )
-    network.load_state_dict(fits, strict=False)
+    state = OrderedDict(fits)
+    # MNASNet refuses a state dict that does not say its version; shapes fit, so it is this one.
+    state._metadata = own._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=False)
     return not (used - fits.keys() - counters)
 
 
@@ -100,18 +132,26 @@ def download(url: str, backbone: str) -> dict[str, Tensor]:
     Raises MissingError naming the file, its source and its place where neither is possible.
     """
     target = cached_download(url)
+    if target.is_file():
+        try:
+            return read(target)
+        except UsageError as error:
+            raise MissingError(
+                f"the weights of {backbone} in {target} are damaged; delete that file, and they are fetched again"
+                f" from {url}, or name another with --weights FILE ({error})"
+            ) from error
     try:
-        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=True, weights_only=True, progress=False
-        )
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        # URLError is an OSError; a wrong hash a RuntimeError; the others come of a broken file in the cache
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = re.search(r"-([0-9a-f]{8,})\.", target.name)
+        torch.hub.download_url_to_file(url, str(target), prefix and prefix[1], progress=False)
+    except (OSError, RuntimeError, HTTPException) as error:
+        # URLError is an OSError; a wrong hash a RuntimeError; an answer that is no HTTP, or ends early, the last
         raise MissingError(
             f"the weights of {backbone} are not at hand and could not be fetched ({_first_line(error)}).\n"
             f"  file   {target.name}\n  from   {url}\n  to     {target}\n"
             f"Put the file there (TORCH_HOME moves the folder), or name another with --weights FILE."
         ) from error
-    return state
+    return read(target)
 
 
 def _first_line(error: BaseException) -> str:
