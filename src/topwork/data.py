@@ -65,14 +65,14 @@ def read_folder(root: Path, *, decode: bool = False, watch: Watch = SILENT) -> D
 def read_held_out(root: Path, classes: tuple[str, ...], *, watch: Watch = SILENT) -> Dataset:
     """Labelled images for judging a model that knows `classes`; the labels keep the model's order.
 
-    Reads a folder per class, or the test part of train/, val/, test/ folders. Folders of other
+    Reads a folder per class, or of train/, val/ and test/ folders the one that fit would lock. Folders of other
     classes are left out and listed. Raises DataError where nothing is left.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one folder per class")
     files, faults, layout = _listed(root)
-    if any(f.part == "test" for f in files):
-        files = [f for f in files if f.part == "test"]
+    judging = _judging({f.part for f in files})
+    files = [f for f in files if judging in {None, f.part}]
     index = {name: i for i, name in enumerate(classes)}
     unknown = sorted({f.label for f in files} - index.keys())
     faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
@@ -87,6 +87,12 @@ def read_held_out(root: Path, classes: tuple[str, ...], *, watch: Watch = SILENT
 def without(dataset: Dataset, faults: tuple[Fault, ...]) -> Dataset:
     """The dataset less the files that proved unusable later. Raises DataError as read_folder does."""
     gone = {fault.path for fault in faults}
+    judging = _judging({e.part for e in dataset.examples})
+    if judging and all(e.path in gone for e in dataset.part(judging)):
+        raise DataError(
+            f"{dataset.root}: none of the {len(dataset.part(judging))} images that the result would be measured on"
+            f" ({judging}) can be decoded" + _fault_lines(faults)
+        )
     kept = replace(
         dataset,
         examples=tuple(e for e in dataset.examples if e.path not in gone),
@@ -108,9 +114,9 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
         return _moved(dataset, {"val": "train"}), "test folder"
     if "val" in parts:
         return _moved(dataset, {"val": "test"}), "val folder"
-    labels = np.array([e.label for e in dataset.examples])
-    counts = np.bincount(labels)
-    if len(labels) < LOCK_FROM or counts.min() < LOCK_MIN_PER_CLASS:
+    labels = [label for label, _ in {(e.label, e.digest) for e in dataset.examples}]
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    if len(dataset.examples) < LOCK_FROM or counts.min() < LOCK_MIN_PER_CLASS:
         return dataset, "out-of-sample"
     chosen = _stratified(dataset, seed)
     examples = tuple(replace(e, part="test") if e.digest in chosen else e for e in dataset.examples)
@@ -137,13 +143,17 @@ def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
 
 def check(dataset: Dataset) -> None:
     """Raise DataError unless there are two classes of two training images each; lists every reason."""
-    counts = Counter(e.label for e in dataset.part("train", "val"))
+    judging = _judging({e.part for e in dataset.examples})
+    # Copies of one image are one: what is left out could not be told from what is kept.
+    counts = Counter(label for label, _ in {(e.label, e.digest) for e in dataset.examples if e.part != judging})
     problems = []
     if len(dataset.classes) < 2:
         found = f" (only {dataset.classes[0]!r})" if dataset.classes else ""
         problems.append(f"at least two classes are needed, {len(dataset.classes)} found{found}")
+    files = Counter(e.label for e in dataset.examples if e.part != judging)
     problems += [
         f"class {name!r} has {counts[i]} usable training image{'' if counts[i] == 1 else 's'}, at least two are needed"
+        + (" (copies of one count once)" if files[i] > counts[i] else "")
         for i, name in enumerate(dataset.classes)
         if counts[i] < 2
     ]
@@ -180,6 +190,8 @@ def _listed(root: Path) -> tuple[list[_File], list[Fault], str]:
         elif split and entry not in parts:
             faults.append(Fault(name, "outside any part", f"beside {', '.join(sorted(p.name for p in parts))}"))
         elif split:
+            if not any(child.is_dir() and not _hidden(child) for child in entry.iterdir()):
+                faults.append(Fault(name, "empty folder", "no class folder in it"))
             for child in sorted(entry.iterdir(), key=lambda p: p.name):
                 relative = child.relative_to(root).as_posix()
                 if _hidden(child):
@@ -253,18 +265,20 @@ def _looked_at(file: _File, decode: bool) -> str | Fault:
 
 
 def _labelled(root: Path, layout: str, seen: list[tuple[_File, str]], faults: list[Fault]) -> Dataset:
-    trained = {file.label for file, _ in seen if file.part != "test"}
+    judging = _judging({file.part for file, _ in seen})
+    trained = {file.label for file, _ in seen if file.part != judging}
     classes = tuple(sorted(trained))
     index = {name: i for i, name in enumerate(classes)}
-    locked = {digest for file, digest in seen if file.part == "test"}
+    locked = {digest for file, digest in seen if file.part == judging}
     examples: list[Example] = []
     warnings: list[str] = []
     labels_of: dict[str, set[str]] = defaultdict(set)
     for file, digest in seen:
         if file.label not in index:
             faults.append(Fault(file.relative, "class not in training", f"no training image of {file.label!r}"))
-        elif file.part != "test" and digest in locked:
-            faults.append(Fault(file.relative, "also in test", "the same content lies in the test folder"))
+        elif file.part != judging and digest in locked:
+            kind = "also in test" if judging == "test" else "also in val"
+            faults.append(Fault(file.relative, kind, f"the same content lies in the {judging} folder"))
         else:
             examples.append(Example(file.relative, index[file.label], file.part, digest))
             labels_of[digest].add(file.label)
@@ -280,6 +294,11 @@ def _labelled(root: Path, layout: str, seen: list[tuple[_File, str]], faults: li
     dataset = Dataset(str(root), layout, classes, tuple(examples), tuple(faults), tuple(warnings))
     check(dataset)
     return dataset
+
+
+def _judging(parts: set[Part]) -> Part | None:
+    """The part that the result will be measured on, where the user gave one: test, else val."""
+    return "test" if "test" in parts else "val" if "val" in parts else None
 
 
 def _moved(dataset: Dataset, moves: dict[Part, Part]) -> Dataset:

@@ -9,6 +9,7 @@ several processes may write at once, each its own shard.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import uuid
 import zlib
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from topwork import images
 from topwork.ahead import batches
 from topwork.engine import Engine
-from topwork.errors import ImageError
+from topwork.errors import ImageError, UsageError
 from topwork.records import Example, Fault, Preprocessing
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
@@ -168,12 +169,25 @@ class _Shard:
         return np.memmap(self.folder / f"{k:03d}.f16", dtype=np.float16, mode="r", shape=shape)
 
 
+class _Timing(msgspec.Struct, frozen=True):
+    """Seconds of all rows so far: decoding, then each segment."""
+
+    rows: int
+    seconds: list[float]
+
+
 class _Writer:
     """Appends rows to a shard of its own; closing it, also on an error, keeps what is complete."""
 
     def __init__(self, folder: Path, widths: Sequence[int]) -> None:
         self.folder = folder / f"shard-{uuid.uuid4().hex}"
-        self.folder.mkdir(parents=True)
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise UsageError(
+                f"the features cannot be kept in {folder} ({error.strerror}); name a folder that can be written with"
+                " --cache or TOPWORK_CACHE"
+            ) from error
         self._columns: list[BinaryIO] = [(self.folder / f"{k:03d}.f16").open("wb") for k in range(len(widths))]
         self._index = (self.folder / "index").open("wb")
         self._timing: NDArray[np.float64] | None = None
@@ -197,14 +211,16 @@ class _Writer:
         self._rows += len(digests)
         self._timing = timing if self._timing is None else self._timing + timing
         aside = self.folder / "timing.json.new"
-        aside.write_bytes(msgspec.json.encode({"rows": self._rows, "seconds": self._timing.tolist()}))
+        aside.write_bytes(msgspec.json.encode(_Timing(self._rows, self._timing.tolist())))
         aside.replace(self.folder / "timing.json")  # a kill in between must not cost the shard
 
     def __exit__(self, kind: object, *_: object) -> None:
         for file in [*self._columns, self._index]:
             os.fsync(file.fileno())
             file.close()
-        if kind is None:
+        if self._rows == 0:  # nothing was seen: nothing is left behind
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif kind is None:
             (self.folder / "complete").touch()
 
 
@@ -216,7 +232,7 @@ def _open_shards(folder: Path, widths: Sequence[int]) -> tuple[_Shard, ...]:
 def _open_shard(folder: Path, widths: Sequence[int]) -> _Shard | None:
     try:
         index = (folder / "index").read_bytes()
-        facts = msgspec.json.decode((folder / "timing.json").read_bytes())
+        timing = msgspec.json.decode((folder / "timing.json").read_bytes(), type=_Timing)
         sizes = [(folder / f"{k:03d}.f16").stat().st_size // (2 * w) for k, w in enumerate(widths)]
     except (OSError, msgspec.DecodeError):  # interrupted before its first row was complete
         return None
@@ -224,7 +240,9 @@ def _open_shard(folder: Path, widths: Sequence[int]) -> _Shard | None:
     if n == 0:
         return None
     records = [index[i * _RECORD : (i + 1) * _RECORD] for i in range(n)]
-    shard = _Shard(folder, tuple(r[:16] for r in records), np.array(facts["seconds"]) / facts["rows"], tuple(widths))
+    shard = _Shard(
+        folder, tuple(r[:16] for r in records), np.array(timing.seconds) / max(1, timing.rows), tuple(widths)
+    )
     if (folder / "complete").exists():
         return shard
     # Interrupted, perhaps by a power cut: rows are believed up to the first that fails its check.

@@ -8,6 +8,7 @@ the normalisation belong to the network (engine.py, model.py), so that no two pa
 from __future__ import annotations
 
 import hashlib
+import stat
 import threading
 import warnings
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ def read_bytes(path: Path) -> bytes:
     Raises ImageError ("unreadable", "empty", "too large") with the reason.
     """
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe that nobody writes to would never end
+            raise ImageError("unreadable", "no regular file")
+        size = found.st_size
         if size > MAX_BYTES:
             raise ImageError("too large", f"{size:,} bytes; at most {MAX_BYTES:,} are read")
         data = path.read_bytes()
@@ -88,15 +92,16 @@ def look(data: bytes, *, decode: bool = False) -> ImageFacts:
     """
     image = _open(data)
     facts = ImageFacts(image.format or "?", image.mode, image.width, image.height)
-    if decode or facts.format not in {"JPEG", "PNG"}:
-        _decoded(image)
-    elif facts.format == "JPEG" and not _jpeg_ends(data):
+    if facts.format == "JPEG" and not _jpeg_ends(data):
         raise ImageError("truncated", "the JPEG data stops before its end marker")
-    elif facts.format == "PNG":
+    if facts.format == "PNG":
         try:
             image.verify()
         except Exception as error:  # Pillow's plugins raise a dozen types on broken files
             raise ImageError("truncated", _reason(error)) from error
+        image = _open(data)  # verify leaves an image that cannot be decoded
+    if decode or facts.format not in {"JPEG", "PNG"}:
+        _decoded(image)
     return facts
 
 
