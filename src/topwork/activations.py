@@ -70,7 +70,7 @@ class Store:
         A view is written aside and renamed, so an interrupted one is made again, with the same result.
         Raises DataError where a file is no longer what it was.
         """
-        missing = sorted(p for p in set(points) if not self._file(p, number).exists())
+        missing = sorted(p for p in set(points) if not self._there(p, number))
         if not missing:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Store:
 
     def held(self, point: int, numbers: Iterable[int]) -> set[int]:
         """Which of these views are there at a point."""
-        return {number for number in numbers if self._file(point, number).exists()}
+        return {number for number in numbers if self._there(point, number)}
 
     def mapped(self, point: int, number: int) -> NDArray[np.generic]:
         """All images' activations at a point: (n, h, w, c), mapped, float16 (uint8 at point 0)."""
@@ -130,6 +130,11 @@ class Store:
             )
         except ImageError as error:
             raise DataError(f"{self.root / example.path}: {error}; put it back, or start again without it") from error
+
+    def _there(self, point: int, number: int) -> bool:
+        """Whether a view is whole: a power cut may leave a renamed file shorter than it was."""
+        file = self._file(point, number)
+        return file.exists() and file.stat().st_size == self.bytes_per_image(point) * len(self.examples)
 
     def _dtype(self, point: int) -> np.dtype[np.generic]:
         return np.dtype(np.float16 if point else np.uint8)

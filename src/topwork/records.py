@@ -226,7 +226,7 @@ class Trial:
     fold: int
     n: int  # images that it was judged on
     accuracy: float
-    log_loss: float  # at the temperature that suits it best
+    log_loss: float | None  # at the temperature that suits it best; None where the training diverged
     head_accuracy: float  # of the frozen model's head on the same images
     seconds: float
     losses: tuple[float, ...]  # mean training loss of each epoch

@@ -88,27 +88,36 @@ class Journal:
 
     path: Path | None
     seconds: dict[str, float] = field(default_factory=dict)
+    paid: set[str] = field(default_factory=set)
 
     @staticmethod
     def opened(path: Path | None) -> Journal:
-        """A journal with what an interrupted run wrote; a last line that was cut off is left out."""
+        """A journal with what an interrupted run wrote; a last line that was cut off is taken away."""
         seconds: dict[str, float] = {}
         if path is not None and path.exists():
-            for line in path.read_bytes().splitlines():
+            whole = b""
+            for line in path.read_bytes().splitlines(keepends=True):
                 try:
                     name, spent = msgspec.json.decode(line, type=tuple[str, float])
                 except msgspec.DecodeError:
                     break
+                if not line.endswith(b"\n"):
+                    break
                 seconds[name] = spent
+                whole += line
+            path.write_bytes(whole)
         return Journal(path, seconds)
 
-    def done(self, name: str, seconds: float) -> float:
-        """Note what something took; gives back what it took the first time."""
+    def pay(self, name: str, seconds: float) -> float:
+        """Note what something took; gives back what is to be spent for it: what it took the first time, once."""
         if name not in self.seconds:
             self.seconds[name] = seconds
             if self.path is not None:
                 with self.path.open("ab") as file:
                     file.write(msgspec.json.encode((name, seconds)) + b"\n")
+        if name in self.paid:
+            return 0.0
+        self.paid.add(name)
         return self.seconds[name]
 
 
@@ -132,7 +141,8 @@ def candidates(cuts: Sequence[Cut], chosen: str, best: str, *, epochs: int, lr: 
         found += [replace(recipe, cut=cut, unfreeze=begin(cut, back)) for back in (0, 1)]
     found.append(replace(recipe, strategy="full", unfreeze=names[0]))
     found.append(replace(recipe, strategy="full", unfreeze=names[0], cut=names[-1], lr=lr * RATE_STEP))
-    found.append(replace(recipe, strategy="surgical", unfreeze=names[0]))
+    if best != names[0]:  # there, the first block alone is everything
+        found.append(replace(recipe, strategy="surgical", unfreeze=names[0]))
     # Where the cut lies in the first stage, the last stage is everything.
     return list({(r.cut, r.unfreeze, r.lr, r.strategy == "surgical"): r for r in reversed(found)}.values())[::-1]
 
@@ -184,6 +194,7 @@ class Search:
 
     def by_hand(self, recipe: Recipe) -> Tuning:
         """The candidate that was asked for, with what the budget allows to measure of it: at least one fold."""
+        self._trial("test", recipe, 1, limit=float("inf"))
         self.tested(recipe)
         gain, low, n = self.gain(recipe)
         against = f"{100 * gain:+.1f} points against the frozen model's head, lower 90% bound {100 * low:+.1f}"
@@ -193,10 +204,12 @@ class Search:
     def tested(self, recipe: Recipe, *, folds: int = FOLDS) -> None:
         """Train a candidate on all folds but one and judge it there, fold after fold while the budget lasts."""
         for fold in range(1, folds):
-            if fold > 1 and self._left() < self.price(recipe) + self.price(recipe, final=True):
+            if (recipe, fold) in self.logits:
+                continue
+            final = self.price(recipe, final=True)
+            if fold > 1 and (self._settled(recipe) or self._left() < self.price(recipe) + final):
                 break
-            self._trial("test", recipe, fold)
-            if self._settled(recipe):
+            if self._trial("test", recipe, fold, limit=self._left() - final + SLACK * self.budget) is None:
                 break
 
     def final(self, recipe: Recipe) -> Trained:
@@ -232,23 +245,24 @@ class Search:
         """Train these on all folds but the first while the budget lasts; best first, with their full epochs."""
         scores: dict[Recipe, float] = {}
         points = sorted({self._point(r) for r in tries})
-        for i, recipe in enumerate(tries):
+        for i, recipe in enumerate(dict.fromkeys(tries)):
             goal = full[i] if full is not None else recipe
             reserve = self._needs(goal) if full is not None else self.price(goal) + self.price(goal, final=True)
             if self._left() < self.price(recipe) + reserve:
                 continue
             if full is not None:
                 self._ensure(points, recipe)
-            trial = self._trial(rung, recipe, 0, reserve=reserve)
-            if trial is not None:
+            trial = self._trial(rung, recipe, 0, limit=self._left() - reserve + SLACK * self.budget)
+            if trial is not None and trial.log_loss is not None:
                 scores[goal] = trial.log_loss
         return sorted(scores, key=lambda r: scores[r])
 
-    def _trial(self, rung: str, recipe: Recipe, fold: int, *, reserve: float = 0.0) -> Trial | None:
+    def _trial(self, rung: str, recipe: Recipe, fold: int, *, limit: float) -> Trial | None:
+        """One training, judged on the fold that it did not see; None where it would take more than `limit` seconds."""
         held, rows = np.flatnonzero(self.baseline.fold == fold), np.flatnonzero(self.baseline.fold != fold)
         inputs: list[memo.Input] = [FORMULA, self.identity, _text(recipe), str(self.seed), rows]
         path = self.cache / "trials" / f"{memo.name(inputs)}.now"
-        limit = self._left() - reserve + SLACK * self.budget
+        given_up = f"given up {path.stem}"
 
         def compute() -> memo.Arrays:
             trained = train(
@@ -263,19 +277,24 @@ class Search:
 
         began = time.perf_counter()
         self.watch.show("trial", (rung, recipe, fold))
-        found = memo.remembered(self.cache / "trials", inputs, compute)
-        self.spent += self.journal.done(path.stem, time.perf_counter() - began)
+        found = {} if given_up in self.journal.seconds else memo.remembered(self.cache / "trials", inputs, compute)
         path.unlink(missing_ok=True)
         if not found:
+            self.spent += self.journal.pay(given_up, time.perf_counter() - began)
             return None
+        # What it took in all, before an interruption too, and in an earlier run: so every run decides alike.
+        seconds = float(found["curve"][:, 1].sum() + found["views"])
+        self.spent += self.journal.pay(path.stem, seconds)
         per_image = float(np.median(found["curve"][:, 1])) / len(rows)
         self.prices.learn(self.cuts, recipe, per_image)
         logits, labels = found["logits"], self.task.labels[held]
-        t = temperature(logits, labels)
-        log_p = log_softmax(logits / t, axis=1)[np.arange(len(held)), labels]
+        loss = None
+        if np.isfinite(logits).all():  # else the rate was too high, and the weights are no numbers any more
+            log_p = log_softmax(logits / temperature(logits, labels), axis=1)
+            loss = float(-log_p[np.arange(len(held)), labels].mean())
         trial = Trial(
-            recipe, rung, fold, len(held), float((logits.argmax(axis=1) == labels).mean()), float(-log_p.mean()),
-            float(self.baseline.correct[held].mean()), self.journal.seconds[path.stem],
+            recipe, rung, fold, len(held), float((logits.argmax(axis=1) == labels).mean()), loss,
+            float(self.baseline.correct[held].mean()), seconds,
             tuple(round(float(v), 4) for v in found["curve"][:, 0]),
         )  # fmt: skip
         self.trials.append(trial)
@@ -285,6 +304,8 @@ class Search:
 
     def _tested(self, recipe: Recipe) -> Tuning:
         self.tested(recipe)
+        if not any(r == recipe and fold for r, fold in self.logits):
+            return self._kept("the budget ended before the best candidate could be tested (--budget)", recipe)
         gain, low, n = self.gain(recipe)
         what = describe(recipe)
         size = f"{100 * gain:+.1f} points on {n} images that chose neither (lower 90% bound {100 * low:+.1f})"
@@ -339,14 +360,15 @@ class Search:
         for number in sorted(_views(recipe)):
             began = time.perf_counter()
             passed = self.task.store.ensure(points, number, self.watch)
-            seconds = self.journal.done(f"view {number} {points}", time.perf_counter() - began)
-            self.spent += seconds
-            if passed:
-                predicted = passed * self.prices.views(points[-1]) / self.prices.view_factor
-                self.prices.view_factor = seconds / max(predicted, 1e-9)
+            name = f"view {number} {points}"
+            self.spent += self.journal.pay(name, time.perf_counter() - began if passed else 0.0)
+            took = self.journal.seconds[name]
+            if took:
+                predicted = len(self.task.labels) * self.prices.views(points[-1]) / self.prices.view_factor
+                self.prices.view_factor = took / max(predicted, 1e-9)
 
     def _spend(self, name: str, trained: Trained) -> None:
-        self.spent += self.journal.done(name, trained.view_seconds + sum(e.seconds for e in trained.curve))
+        self.spent += self.journal.pay(name, trained.view_seconds + sum(e.seconds for e in trained.curve))
 
 
 def describe(recipe: Recipe) -> str:

@@ -140,7 +140,7 @@ def train(
         task.store.ensure((course.network.point,), view_number(recipe, course.epoch))
         view_seconds += time.perf_counter() - began
         course.run_epoch(checkpoint, watch)
-        if give_up(course.epoch, view_seconds + sum(e.seconds for e in course.curve)):
+        if course.epoch < recipe.epochs and give_up(course.epoch, view_seconds + sum(e.seconds for e in course.curve)):
             watch.end()
             return None
     watch.end()
@@ -192,6 +192,22 @@ def rates(backbone: Backbone, recipe: Recipe) -> dict[str, float]:
     # Alone, the first block is no early layer among others: it takes the whole rate (Lee et al., ICLR 2023).
     top = stage[first] if recipe.strategy == "surgical" else stage[last]
     return {backbone.cuts[k].name: recipe.lr * recipe.decay ** (top - stage[k]) for k in trained}
+
+
+_PARTS = ("now", "average", "first", "second")
+"""Of every trained parameter in a checkpoint: its value, the average's, and the optimiser's two moments."""
+
+
+class _Saved(msgspec.Struct, frozen=True):
+    """How far a training had come when it was saved."""
+
+    format: str
+    epoch: int
+    step: int
+    micro: int
+    partial: tuple[float, float]
+    curve: list[tuple[float, float]]
+    random: str
 
 
 class _Course:
@@ -295,35 +311,37 @@ class _Course:
             state = self.optimiser.state[parameter]
             tensors[f"now.{name}"], tensors[f"average.{name}"] = parameter.detach(), averaged[name].detach()
             tensors[f"first.{name}"], tensors[f"second.{name}"] = state["exp_avg"], state["exp_avg_sq"]
-        facts = {
-            "format": _FORMAT, "epoch": self.epoch, "step": self.step, "micro": self.micro,
-            "partial": [self.partial.loss, self.partial.seconds], "curve": [[e.loss, e.seconds] for e in self.curve],
-            "random": torch.get_rng_state().numpy().tobytes().hex(),
-        }  # fmt: skip
+        saved = _Saved(
+            _FORMAT, self.epoch, self.step, self.micro, (self.partial.loss, self.partial.seconds),
+            [(e.loss, e.seconds) for e in self.curve], torch.get_rng_state().numpy().tobytes().hex(),
+        )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".new")
         contiguous = {k: t.cpu().contiguous() for k, t in tensors.items()}
-        save_file(contiguous, aside, metadata={"course": msgspec.json.encode(facts).decode()})
+        save_file(contiguous, aside, metadata={"course": msgspec.json.encode(saved).decode()})
         aside.replace(path)
 
     def resume(self, path: Path | None) -> None:
-        """Take up what a checkpoint left; one that cannot be read is started over."""
+        """Take up what a checkpoint left; one that cannot be read, or is of something else, is started over."""
         if path is None or not path.exists():
             return
+        learnt = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         try:
             with safe_open(path, "pt") as file:
-                facts = msgspec.json.decode((file.metadata() or {})["course"])
+                saved = msgspec.json.decode((file.metadata() or {})["course"], type=_Saved)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError, KeyError, msgspec.DecodeError):
+            random = torch.from_numpy(np.frombuffer(bytes.fromhex(saved.random), np.uint8).copy())
+            wanted = {f"{part}.{name}": p.shape for name, p in learnt.items() for part in _PARTS}
+            fits = {k: t.shape for k, t in tensors.items()} == wanted and saved.format == _FORMAT
+            if not fits or len(saved.curve) != saved.epoch or not 0 <= saved.step < self.steps:
+                return
+            torch.set_rng_state(random)
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError, msgspec.DecodeError):
             return
-        if facts["format"] != _FORMAT:
-            return
-        steps = facts["epoch"] * self.steps + facts["step"]
+        steps = saved.epoch * self.steps + saved.step
         averaged = dict(self.average.module.named_parameters())
         with torch.no_grad():
-            for name, parameter in self.network.named_parameters():
-                if not parameter.requires_grad:
-                    continue
+            for name, parameter in learnt.items():
                 parameter.copy_(tensors[f"now.{name}"])
                 averaged[name].copy_(tensors[f"average.{name}"])
                 self.optimiser.state[parameter] = {
@@ -332,10 +350,9 @@ class _Course:
                     "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"second.{name}"]),
                 }
         self.average.n_averaged.fill_(steps)
-        self.epoch, self.step, self.micro = facts["epoch"], facts["step"], facts["micro"]
-        self.partial = Epoch(*facts["partial"])
-        self.curve = [Epoch(*pair) for pair in facts["curve"]]
-        torch.set_rng_state(torch.from_numpy(np.frombuffer(bytes.fromhex(facts["random"]), np.uint8).copy()))
+        self.epoch, self.step, self.micro = saved.epoch, saved.step, saved.micro
+        self.partial = Epoch(*saved.partial)
+        self.curve = [Epoch(*pair) for pair in saved.curve]
 
 
 def schedule(done: float, warm_up: float, step: float) -> float:

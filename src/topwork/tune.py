@@ -122,15 +122,17 @@ def _views(course: search.Search, epochs: int) -> int:
 def _candidates(m: Measured, decided: Plan, o: Options) -> list[Recipe]:
     """What the search may try: all of it, or what the given cut and unfreeze point leave."""
     found = search.candidates(
-        m.backbone.cuts, decided.cut, decided.best_cut, epochs=o.epochs or _DEFAULT.epochs, lr=o.lr or _DEFAULT.lr,
-        balance=o.balance,
+        m.backbone.cuts, decided.cut, o.cut or decided.best_cut,
+        epochs=o.epochs or _DEFAULT.epochs, lr=o.lr or _DEFAULT.lr, balance=o.balance,
     )  # fmt: skip
     if o.cut is not None:
         found = [r for r in found if r.cut == o.cut]
     if o.unfreeze is not None:
-        found = [asked(m, replace(decided, cut=cut), replace(o, strategy="suffix"))
-                 for cut in dict.fromkeys(r.cut for r in found)
-                 if m.backbone.index(o.unfreeze) <= m.backbone.index(cut)]  # fmt: skip
+        cuts = list(dict.fromkeys(r.cut for r in found))
+        begin = m.backbone.index(o.unfreeze)
+        # Where no cut lies after it, the first one says so.
+        cuts = [cut for cut in cuts if begin <= m.backbone.index(cut)] or cuts[:1]
+        found = [asked(m, replace(decided, cut=cut), replace(o, strategy="suffix")) for cut in cuts]
     return found
 
 

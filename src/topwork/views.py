@@ -19,7 +19,7 @@ from topwork import images
 from topwork.images import Source
 from topwork.records import Augmentation, Preprocessing
 
-TRIES = 10  # draws of a crop before the largest centred one is taken, as torchvision's RandomResizedCrop does
+TRIES = 10  # draws of a crop before the largest centred one within the proportions is taken, as torchvision does
 
 
 def view(
@@ -62,5 +62,6 @@ def _crop(height: int, width: int, augmentation: Augmentation, rng: np.random.Ge
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+    h = min(height, round(width * augmentation.stretch))
+    w = min(width, round(height * augmentation.stretch))
+    return (height - h) // 2, (width - w) // 2, h, w
