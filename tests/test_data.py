@@ -442,6 +442,13 @@ def test_a_long_list_of_faults_is_cut_short(tmp_path: Path) -> None:
     assert message.endswith("... and 4 more")
 
 
+def test_two_copies_of_one_image_are_one(tmp_path: Path) -> None:
+    """Copies leave together, and a class of one content could only be judged by what has never seen it."""
+    message = refused(write(tmp_path, {**TWO, "c/1.png": 9, "c/2.png": 9}))
+    assert "class 'c' has 1 usable training image, at least two are needed (copies of one count once)" in message
+    assert "class 'a'" not in message
+
+
 VAL_ALONE: dict[str, Content] = {
     **{f"train/{path}": content for path, content in TWO.items()},
     "val/a/1.png": 10, "val/c/1.png": 11, "val/c/2.png": 12, "val/c/3.png": 13,
@@ -468,6 +475,16 @@ def test_beside_a_test_folder_val_joins_training(tmp_path: Path) -> None:
     assert dataset.classes == ("a", "b", "c")
     assert paths(dataset, "test") == {"test/a/1.png": "a", "test/c/1.png": "c"}
     assert paths(dataset, "train") == {p: p.split("/")[1] for p in VAL_ALONE}
+
+
+def test_where_no_class_of_the_test_folder_can_be_judged_val_is_locked_cleanly(tmp_path: Path) -> None:
+    """The test folder is left out whole, so val judges, and what it judges by is not learnt from."""
+    root = write(tmp_path, {**VAL_ALONE, "train/a/leak.png": 10, "test/other/1.png": 20})
+    dataset, locked = data.lock(data.read_folder(root), seed=0)
+    assert locked == "val folder"
+    assert dataset.classes == ("a", "b")
+    assert paths(dataset, "test") == {"val/a/1.png": "a"}
+    assert "train/a/leak.png" not in paths(dataset)
 
 
 # Which part is locked
@@ -562,6 +579,17 @@ def test_a_class_that_is_one_image_many_times_over_does_not_break_the_lock() -> 
     dataset, locked = data.lock(records(labels, [f"{i if i < 2000 else 2000:032x}" for i in range(2012)]), seed=0)
     assert locked == "out-of-sample"
     assert not dataset.part("test")
+
+
+def test_a_class_whose_images_lie_in_another_class_too_does_not_break_the_lock() -> None:
+    """Ten images, but nine of them are also the other class's: their side is drawn there."""
+    contents = [*range(10), *range(9), *range(10, 2001)]
+    dataset, locked = data.lock(records(many([10, 2000]), [f"{i:032x}" for i in contents]), seed=0)
+    sides = defaultdict(set)
+    for e in dataset.examples:
+        sides[e.digest].add(e.part)
+    assert all(len(side) == 1 for side in sides.values())
+    assert locked == "out-of-sample"
 
 
 @pytest.mark.slow

@@ -114,9 +114,9 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
         return _moved(dataset, {"val": "train"}), "test folder"
     if "val" in parts:
         return _moved(dataset, {"val": "test"}), "val folder"
-    labels = [label for label, _ in {(e.label, e.digest) for e in dataset.examples}]
-    counts = np.bincount(labels, minlength=len(dataset.classes))
-    if len(dataset.examples) < LOCK_FROM or counts.min() < LOCK_MIN_PER_CLASS:
+    contents = Counter({e.digest: e.label for e in dataset.examples}.values())
+    fewest = min(contents[i] for i in range(len(dataset.classes)))
+    if len(dataset.examples) < LOCK_FROM or fewest < LOCK_MIN_PER_CLASS:
         return dataset, "out-of-sample"
     chosen = _stratified(dataset, seed)
     examples = tuple(replace(e, part="test") if e.digest in chosen else e for e in dataset.examples)
@@ -265,8 +265,10 @@ def _looked_at(file: _File, decode: bool) -> str | Fault:
 
 
 def _labelled(root: Path, layout: str, seen: list[tuple[_File, str]], faults: list[Fault]) -> Dataset:
-    judging = _judging({file.part for file, _ in seen})
-    trained = {file.label for file, _ in seen if file.part != judging}
+    learnt = {file.label for file, _ in seen if file.part != "test"}
+    # A test folder of unknown classes alone judges nothing.
+    judging = _judging({file.part for file, _ in seen if file.part != "test" or file.label in learnt})
+    trained = {file.label for file, _ in seen if file.part not in {"test", judging}}
     classes = tuple(sorted(trained))
     index = {name: i for i, name in enumerate(classes)}
     locked = {digest for file, digest in seen if file.part == judging}

@@ -244,7 +244,7 @@ def _open_shard(folder: Path, widths: Sequence[int]) -> _Shard | None:
         folder, tuple(r[:16] for r in records), np.array(timing.seconds) / max(1, timing.rows), tuple(widths)
     )
     if (folder / "complete").exists():
-        return shard
+        return shard  # its rows were written whole; checking them anew would read all of them at every start
     # Interrupted, perhaps by a power cut: rows are believed up to the first that fails its check.
     checks = [0] * n
     for k in range(len(widths)):

@@ -99,7 +99,8 @@ def look(data: bytes, *, decode: bool = False) -> ImageFacts:
             image.verify()
         except Exception as error:  # Pillow's plugins raise a dozen types on broken files
             raise ImageError("truncated", _reason(error)) from error
-        image = _open(data)  # verify leaves an image that cannot be decoded
+        if decode:
+            image = _open(data)  # verify leaves an image that cannot be decoded
     if decode or facts.format not in {"JPEG", "PNG"}:
         _decoded(image)
     return facts
