@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -61,6 +62,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 
 def main() -> None:
     """Run the command line; a TopworkError ends it with its message and its own exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a letter that the terminal does not know ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except TopworkError as error:
@@ -71,8 +75,25 @@ def main() -> None:
     except Exception as error:
         _usage_or_raise(error)
     if code == INTERRUPTED:  # typer gives it back for Ctrl-C instead of raising
-        sys.stderr.write("topwork: interrupted; what was computed is kept, the same command or --resume goes on\n")
+        sys.stderr.write(
+            "topwork: interrupted; what was computed is kept. A fit goes on with: topwork fit --resume RUN\n"
+        )
     raise SystemExit(code or 0)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"topwork {version('topwork')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    """Image classifiers from pretrained CNNs: measures where to cut the network and how sure the answer is."""
 
 
 @app.command()
@@ -192,7 +213,7 @@ def predict(
     elif csv:
         import csv as writer
 
-        rows = writer.writer(sys.stdout)
+        rows = writer.writer(_utf8())
         rows.writerow(["path", "label", "probability", "error", *loaded.classes])
         for a in answers:
             shares = [f"{a.probabilities[c]:.6f}" if a.error is None else "" for c in loaded.classes]
@@ -288,11 +309,9 @@ def demo(
 
 def _screen(json: bool) -> tuple[Console, Watch]:
     """A console for facts (standard error where standard output is for JSON) and a watch that draws on it."""
-    from rich.console import Console
+    from topwork.terminal import TerminalWatch, paper
 
-    from topwork.terminal import TerminalWatch
-
-    console = Console(stderr=json)
+    console = paper(stderr=json)
     return console, TerminalWatch(console)
 
 
@@ -341,8 +360,20 @@ def _on_what(locked: str) -> str:
 def _print_json(facts: Any) -> None:
     from topwork.records import encode
 
-    sys.stdout.write(encode(facts).decode())
+    out = _utf8()
+    out.write(encode(facts).decode())
+    out.flush()
+
+
+def _utf8() -> TextIO:
+    """Standard output for programs: UTF-8 whatever the terminal takes (RFC 8259)."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        return sys.stdout
     sys.stdout.flush()
+    writer: Any = codecs.getwriter("utf-8")
+    stream: TextIO = writer(buffer, errors="backslashreplace")
+    return stream
 
 
 def _usage_or_raise(error: Exception) -> NoReturn:

@@ -212,10 +212,21 @@ def _list_class(root: Path, folder: Path, label: str, part: Part, files: list[_F
         relative = path.relative_to(root).as_posix()
         if any(_hidden(p) for p in [path, *path.relative_to(folder).parents][:-1]) or _hidden(path):
             faults.append(Fault(relative, "hidden", "hidden and system files are not data"))
+        elif not _is_text(relative):
+            faults.append(Fault(_as_text(relative), "unreadable", "its name is no UTF-8 text; rename it"))
         else:
             files.append(_File(path, relative, label, part))
     if len(files) == before:
         faults.append(Fault(folder.relative_to(root).as_posix(), "empty folder", "no files in it"))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down; names from old archives may hold bytes that are no letters."""
+    return _as_text(name) == name
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

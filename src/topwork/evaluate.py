@@ -71,7 +71,7 @@ def metrics(
         Estimate(accuracy, *wilson(accuracy, effective), n, on),
         Estimate(balanced, max(0.0, balanced - half), min(1.0, balanced + half), n, on),
         naive,
-        float(-np.log(top).mean()),
+        float(-np.log(top).mean()) + 0.0,  # no -0.0
         calibration_error(probabilities, labels),
         tuple(_class_metrics(name, i, confusion, effective / n) for i, name in enumerate(classes)),
         tuple(tuple(int(v) for v in row) for row in confusion),

@@ -165,7 +165,8 @@ def _probed(
         for result in pool.map(one, range(len(seen.cuts))):
             probes.append(result)
             watch.advance()
-        confidence, spread = _source(seen.logits)
+        # Only of the images that the choice is made with: what is locked has no say in anything.
+        confidence, spread = _source(None if seen.logits is None else seen.logits[rows])
         near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), labels[rows])
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)

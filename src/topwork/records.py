@@ -380,5 +380,5 @@ def decode(data: bytes, kind: type[T], *, where: str) -> T:
                 " upgrade with: pip install --upgrade topwork"
             )
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, AttributeError) as error:
+    except (msgspec.DecodeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not a {kind.__name__} file: {error}") from error

@@ -75,7 +75,10 @@ def resumable(target: Path, options: Options) -> Iterator[Path]:
     Whatever ends it, but success or an error that would only come again, leaves them there.
     """
     folder = waiting(target)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {target}: cannot be made there ({error.strerror}); name another folder") from error
     write(folder / "options.json", encode(options))
     try:
         yield folder

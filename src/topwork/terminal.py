@@ -21,7 +21,11 @@ STAGES = {
     "train": "Training",
     "predict": "Predicting",
 }
+LOCKED = ("test folder", "val folder", "held-out part")
+"""Parts of the data that a result can be measured on; any other name is a folder's."""
+
 BAR = 24  # characters of an accuracy bar
+WITH_BARS = 78  # columns of a terminal from which bars leave room for the numbers beside them
 SHOWN_FAULTS = 12
 SHOWN_CLASSES = 20
 
@@ -33,19 +37,25 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="dim")
 
 
+def paper(*, stderr: bool = False) -> Console:
+    """The console that everything here is drawn for: a user's names are printed letter by letter."""
+    return Console(stderr=stderr, emoji=False)
+
+
 class TerminalWatch:
     """Draws progress on standard error and facts on the given console as they come."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress: Progress | None = None
-        self._lines = Console(stderr=True)
+        self._lines = paper(stderr=True)
 
     def begin(self, stage: str, total: int) -> None:
         """Start a progress bar."""
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), _Speed(),
             TimeRemainingColumn(), console=self._lines, transient=True,
+            disable=not self._lines.is_terminal,
         )  # fmt: skip
         self._progress.start()
         self._progress.add_task(STAGES.get(stage, stage), total=total)
@@ -63,7 +73,9 @@ class TerminalWatch:
 
     def show(self, what: str, fact: object) -> None:
         """Print a finished fact."""
-        if isinstance(fact, Dataset):
+        if what == "target":
+            self._console.print(f"[bold]Run[/]  {escape(str(fact))}", highlight=False)
+        elif isinstance(fact, Dataset):
             dataset(self._console, fact)
         elif isinstance(fact, BackboneFacts):
             backbone(self._console, fact)
@@ -128,21 +140,25 @@ def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
     """The depth curve: a bar per cut, its interval beside it, and what it costs."""
     floor = max(0.0, min(s.low for s in scores) - 0.02)
     top = max(s.high for s in scores)
-    table = Table(box=None, padding=(0, 1), title_justify="left", title="Accuracy at every cut (leave-one-out)")
-    for name, side in [("cut", "left"), ("", "left"), ("accuracy", "right"), ("95%", "left"), ("cost", "right")]:
+    drawn = console.width >= WITH_BARS
+    table = Table(box=None, padding=(0, 1))
+    columns = [("cut", "left"), ("", "left"), ("accuracy", "right"), ("95%", "left"), ("cost", "right")]
+    for name, side in [column for column in columns if column[0] or drawn]:
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("", no_wrap=True)
     for score in scores:
         chosen = score.cut == decided.cut
         note = "chosen" if chosen else "best" if score.cut == decided.best_cut else ""
+        bar = _bar((score.accuracy - floor) / max(1e-9, top - floor), plain=console.options.ascii_only)
         table.add_row(
-            escape(score.cut), _bar((score.accuracy - floor) / max(1e-9, top - floor)),
+            escape(score.cut), *([bar] if drawn else []),
             f"{score.accuracy:.1%}", f"{100 * score.low:.1f}-{100 * score.high:.1f}", f"{score.cost_share:.0%}",
             f"<- {note}" if note else "", style="bold green" if chosen else "",
         )  # fmt: skip
-    console.print()
+    console.print("\nAccuracy at every cut (leave-one-out)", style="italic")
     console.print(table)
-    console.print(f"  [dim]bars start at {floor:.0%}; cost is the share of the backbone's forward time[/]")
+    start = f"bars start at {floor:.0%}; " if drawn else ""
+    console.print(f"  [dim]{start}cost is the share of the backbone's forward time[/]")
 
 
 def plan(console: Console, decided: Plan) -> None:
@@ -156,7 +172,7 @@ def budget(console: Console, seconds: float, cost_fe: float) -> None:
     """What training may cost, said before it starts."""
     console.print(
         f"\n[bold]Training[/]  up to {_time(seconds)} ({cost_fe:.0f} FE) to find out whether training the kept layers"
-        " is worth it; Ctrl-C loses nothing (--resume), --strategy head skips it",
+        " is worth it; Ctrl-C loses nothing (topwork fit --resume RUN), --strategy head skips it",
         highlight=False,
     )
 
@@ -214,7 +230,8 @@ def confusion(console: Console, found: Metrics) -> None:
     """The confusion matrix, where it fits a terminal: rows are true classes, columns predicted ones."""
     if len(found.per_class) > SHOWN_CLASSES:
         return
-    table = Table(box=None, padding=(0, 1), title="Confusion (rows true, columns predicted)", title_justify="left")
+    console.print("Confusion (rows true, columns predicted)", style="italic")
+    table = Table(box=None, padding=(0, 1))
     table.add_column("")
     for i, _ in enumerate(found.per_class):
         table.add_column(str(i), justify="right")
@@ -251,12 +268,18 @@ def _estimate(e: Estimate) -> str:
 
 def _on(found: Metrics) -> str:
     e = found.accuracy
+    if e.on in LOCKED:
+        return f"on the {e.on} ({e.n:,} images)"
     if e.on != "out-of-sample":
-        return f"on the {e.n:,} images of {escape(e.on)}" if "/" in e.on else f"on the {e.on} ({e.n:,} images)"
+        return f"on the {e.n:,} images of {escape(e.on)}"
     gain = 100 * (found.naive_accuracy - e.value)
-    return f"out of sample over {e.n:,} images, after taking off {gain:.1f} points for having chosen by them"
+    taken = f", after taking off {gain:.1f} points for having chosen by them" if gain >= 0.05 else ""
+    return f"out of sample over {e.n:,} images{taken}"
 
 
-def _bar(share: float) -> str:
+def _bar(share: float, *, plain: bool) -> str:
+    """A bar in eighths of a character; in whole ones where the terminal knows no others."""
+    if plain:
+        return "#" * round(max(0.0, min(1.0, share)) * BAR)
     eighths = round(max(0.0, min(1.0, share)) * BAR * 8)
     return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")

@@ -131,6 +131,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
     clock, started, o = Clock(), time.perf_counter(), options
     _validate(o)
     with runs.resumable(target, o) as waiting:
+        watch.show("target", target)
         m = measure(
             root, backbone=o.backbone, weights=o.weights, size=o.size, seed=o.seed, delta=o.delta, balance=o.balance,
             cache=o.cache, cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
@@ -165,6 +166,8 @@ def _validate(o: Options) -> None:
         problems.append(f"--strategy {o.strategy}: expected {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}")
     if o.lr is not None and not 0 < o.lr <= 1:
         problems.append(f"--lr {o.lr}: expected a rate above 0 and up to 1, such as 0.001")
+    if not 0 <= o.seed < 2**32:
+        problems.append(f"--seed {o.seed}: expected a whole number from 0 to {2**32 - 1}")
     if o.epochs is not None and not 1 <= o.epochs <= 1000:
         problems.append(f"--epochs {o.epochs}: expected 1 to 1000")
     if o.strategy == "head":

@@ -1,0 +1,685 @@
+"""The command line: what a user types, what is printed where, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from sklearn import datasets
+
+import topwork
+from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
+from topwork import cli, features, zoo
+from topwork.engine import Engine
+
+COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "backbones", "demo")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One call of the command line: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """Everything that was said, whatever the width."""
+        return " ".join((self.out + " " + self.err).split())
+
+
+Call = Callable[..., Ended]
+
+
+def ended() -> int:
+    """Run the front door as the installed script does."""
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
+
+
+loaded = functools.cache(zoo.load)
+
+
+@pytest.fixture(autouse=True)
+def one_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same backbone is loaded once for the whole file: a second of every call."""
+    monkeypatch.setattr(zoo, "load", loaded)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Type `topwork ARGUMENTS` in an empty folder, at 80 columns."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+
+    def typed(*arguments: object, columns: int = 80) -> Ended:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["topwork", *map(str, arguments)])
+        capsys.readouterr()
+        code = ended()
+        seen = capsys.readouterr()
+        return Ended(code, seen.out, seen.err)
+
+    return typed
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No weights at hand and none to be had: a proxy that refuses. Gives where torch would look for weights."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nothing listens
+    # urllib keeps the opener that it made first, with the proxies of then: neither into this test nor out of it.
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def one_object(text: str) -> Any:
+    """The one JSON object that this text is; anything before or after it is an error."""
+    assert text.startswith("{")
+    assert text.endswith("}\n")
+    return json.loads(text)
+
+
+def head(finished: Finished, *more: object) -> list[object]:
+    """The quickest fit there is: of pictures that the cache knows."""
+    return ["fit", finished.folder, "--size", SIZE_PX, "--cache", finished.cache, "--strategy", "head", *more]
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def test_no_command_is_untested() -> None:
+    assert {c.callback.__name__ for c in cli.app.registered_commands if c.callback} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_the_first_help_lists_every_command(call: Call, arguments: list[str]) -> None:
+    said = call(*arguments)
+    assert said.code in {0, 2}  # without a command, click calls the help a usage error
+    for command in COMMANDS:
+        assert re.search(rf"\b{command} ", said.out + said.err)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_names_every_argument_and_option(call: Call, command: str) -> None:
+    said = call(command, "--help", columns=120)
+    assert said.code == 0
+    for parameter in typer.main.get_command(cli.app).commands[command].params:  # type: ignore[attr-defined]
+        names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name]
+        for name in names:
+            assert name.rstrip(".").lower() in said.out.lower(), name
+        assert parameter.help, parameter.name
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_fits_the_terminal(call: Call, columns: int) -> None:
+    for arguments in [["--help"], *([c, "--help"] for c in COMMANDS)]:
+        lines = call(*arguments, columns=columns).out.splitlines()
+        assert max(map(len, lines)) <= columns
+
+
+def test_python_m_topwork_is_topwork() -> None:
+    run = subprocess.run([sys.executable, "-m", "topwork", "--help"], capture_output=True, text=True, check=True)
+    assert "evaluate" in run.stdout
+    wrong = subprocess.run([sys.executable, "-m", "topwork", "frobnicate"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+
+
+# ---------------------------------------------------------------------------------------------- fit
+
+
+def test_fit_prints_the_whole_story(call: Call, finished: Finished) -> None:
+    """Data, backbone, depth table, plan, result, cost, files, next steps: in that order, on standard output."""
+    said = call(*head(finished, "--out", "mine"))
+    assert said.code == 0
+    run = topwork.load_run("mine")
+    end = 0
+    story = ["Data", "Backbone", "Accuracy at every cut", "<- chosen", "Plan", "Result", "Confusion", "Cost", "Head"]
+    for part in [*story, "Model", "Files", "Next"]:
+        end = said.out.find(part, end)
+        assert end >= 0, part
+    assert f"accuracy {100 * run.metrics.accuracy.value:.1f}%" in said.words
+    assert f"Cut after {run.plan.cut}" in said.words
+    assert "topwork predict mine" in said.out
+    assert said.err.strip() == ""  # no terminal, no progress
+
+
+def test_fit_json_prints_one_object_and_nothing_else(call: Call, finished: Finished) -> None:
+    said = call(*head(finished, "--out", "mine", "--json"))
+    assert said.code == 0
+    record, got = topwork.load_run("mine").record, one_object(said.out)
+    accuracy = record.metrics.accuracy
+    assert got == {
+        "run": "mine",
+        "backbone": record.backbone.name,
+        "cut": record.plan.cut,
+        "kept_cost": record.plan.kept_cost,
+        "strategy": "head",
+        "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
+        "cost_fe": record.spending.cost_fe,
+        "seconds": record.spending.total_seconds,
+        "warnings": [],
+    }
+    assert "Accuracy at every cut" in said.err  # the story goes on where people look
+
+
+def test_fit_json_tells_what_was_left_out(
+    call: Call, make_photos: WritePhotos, tmp_path: Path, damaged_png: bytes
+) -> None:
+    photos = make_photos(tmp_path / "photos", per_class=2)
+    (photos / "bark" / "broken.png").write_bytes(damaged_png)
+    shutil.copy(photos / "bark" / "000.png", photos / "bark" / "again.png")
+    said = call("fit", photos, "--size", 32, "--strategy", "head", "--json")
+    assert said.code == 0
+    got = one_object(said.out)
+    assert got["run"] == "runs/photos"
+    assert len(got["warnings"]) == 2
+    assert "very same content" in got["warnings"][0]
+    assert got["warnings"][1].startswith("1 file")
+    assert Path("runs/photos/run.json").is_file()
+
+
+def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
+    arguments = {
+        "--size": SIZE_PX, "--strategy": "head", "--cut": "blocks.1.0", "--delta": 0.2, "--seed": 3, "--out": "mine",
+        "--cache": finished.cache,
+    }  # fmt: skip
+    said = call("fit", finished.folder, "--no-flip", "--balance", *[x for pair in arguments.items() for x in pair])
+    assert said.code == 0
+    got = dataclasses.asdict(topwork.load_run("mine").record.options)
+    assert got == {
+        "folder": str(finished.folder), "backbone": "efficientnet_lite0", "weights": None, "size": SIZE_PX,
+        "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
+        "balance": True, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
+    }  # fmt: skip
+    assert topwork.load_run("mine").plan.cut == "blocks.1.0"
+
+
+# ---------------------------------------------------------------------------------------------- how it ends
+
+WRONG: list[tuple[list[object], int, list[str]]] = [
+    # what is typed, the exit code, what the message must say
+    (["frobnicate"], 2, ["frobnicate", "--help"]),
+    (["fit"], 2, ["folder of images", "--resume", "--help"]),
+    (["fit", "{photos}", "--frobnicate"], 2, ["--frobnicate", "--help"]),
+    (["fit", "{photos}", "--strategy", "prayer"], 2, ["--strategy", "prayer", "auto", "suffix"]),
+    (["fit", "{photos}", "--size", "large"], 2, ["--size", "integer", "--help"]),
+    (["fit", "{photos}", "--size", 5], 2, ["--size 5", "32", "1024"]),
+    (["fit", "{photos}", "--delta", 2], 2, ["--delta 2", "from 0 to below 1"]),
+    (["plan", "{photos}", "--delta", -0.1], 2, ["--delta -0.1", "from 0 to below 1"]),
+    (["fit", "{photos}", "--lr", 7], 2, ["--lr 7", "up to 1"]),
+    (["fit", "{photos}", "--budget", "soon"], 2, ["--budget soon", "10m", "40fe"]),
+    (["fit", "{photos}", "--strategy", "head", "--epochs", 3], 2, ["--epochs", "--strategy head"]),
+    (["fit", "{photos}", "--backbone", "resnet19"], 2, ["resnet19", "did you mean resnet18", "topwork backbones"]),
+    (["fit", "{photos}", "--size", 64, "--cut", "layer9"], 2, ["'layer9'", "blocks.1.0"]),
+    (["fit", "{photos}", "--out", "{run}"], 2, ["--out {run}", "exists already", "another folder"]),
+    (["fit", "{photos}", "--resume", "{run}"], 2, ["either", "--resume"]),
+    (["predict", "{run}"], 2, ["IMAGES", "--help"]),
+    (["predict", "{run}", "{empty}"], 2, ["{empty}", "no files"]),
+    (["fit", "nowhere"], 3, ["nowhere", "no such folder", "one folder per class"]),
+    (["plan", "nowhere"], 3, ["nowhere", "no such folder", "one folder per class"]),
+    (["check", "nowhere"], 3, ["nowhere", "no such folder", "one folder per class"]),
+    (["fit", "{one}"], 3, ["{one}", "two classes", "1 found", "'bark'", "one folder per class"]),
+    (["check", "{empty}"], 3, ["{empty}", "two classes", "0 found"]),
+    (["fit", "{one}/bark"], 3, ["{one}/bark", "000.png", "outside any class", "folder"]),
+    (["fit", "--resume", "nowhere"], 3, ["--resume nowhere", "no interrupted run", "topwork fit"]),
+    (["fit", "--resume", "{run}"], 3, ["--resume {run}", "finished", "topwork predict"]),
+    (["predict", "nowhere", "{photos}"], 3, ["nowhere", "no model", "model.json"]),
+    (["evaluate", "nowhere", "{photos}"], 3, ["nowhere", "no model", "model.json"]),
+    (["evaluate", "{run}", "nowhere"], 3, ["nowhere", "no such folder", "one folder per class"]),
+    (["evaluate", "{run}", "{strange}"], 3, ["{strange}", "bark, sand, weave", "moss"]),
+    (["fit", "{photos}", "--weights", "none.pth"], 4, ["--weights", "none.pth", "no such file", ".safetensors"]),
+    (["fit", "{photos}", "--backbone", "resnet18"], 4, [
+        "resnet18", "resnet18-f37072fd.pth", "https://download.pytorch.org/", "TORCH_HOME", "--weights FILE"]),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(("arguments", "code", "parts"), WRONG, ids=[" ".join(map(str, a)) for a, *_ in WRONG])
+def test_a_call_that_cannot_be_carried_out_says_why_and_what_to_do(
+    call: Call, finished: Finished, tmp_path: Path, arguments: list[object], code: int, parts: list[str]
+) -> None:
+    """The message names what came, what was expected and what to do; nothing is computed, no trace is shown."""
+    places = {"photos": finished.folder, "run": finished.run.path}
+    for name, inside in {"one": "bark", "strange": "moss", "empty": ""}.items():
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        if inside:
+            shutil.copytree(finished.folder / "bark", places[name] / inside)
+    said = call(*[str(a).format(**places) for a in arguments])
+    assert said.code == code
+    for part in parts:
+        assert part.format(**places) in " ".join(said.err.split()), part
+    assert "Traceback" not in said.err
+    assert [p.name for p in Path.cwd().iterdir()] in ([], ["runs"])
+    assert not list(Path.cwd().glob("runs/*"))
+
+
+def test_a_place_that_cannot_be_written_is_named(call: Call, finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said = call(*head(finished, "--out", tmp_path / "file" / "run"))
+    assert said.code in {1, 2}
+    assert f"--out {tmp_path / 'file' / 'run'}" in said.err
+
+
+def test_a_cache_that_cannot_be_written_is_named(call: Call, finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    said = call("plan", finished.folder, "--size", 32, "--cache", tmp_path / "file")
+    assert said.code in {1, 2}
+    assert str(tmp_path / "file") in said.err
+    assert "--cache" in said.err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_seed_that_no_generator_takes_is_refused(call: Call, finished: Finished) -> None:
+    said = call(*head(finished, "--seed", -1))
+    assert said.code == 2
+    assert "--seed -1" in said.err
+
+
+def test_a_bug_shows_its_trace(call: Call, monkeypatch: pytest.MonkeyPatch, finished: Finished) -> None:
+    """Nobody can mend what is hidden."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("topwork.workflow.fit", broken)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        call("fit", finished.folder)
+
+
+# ---------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def interrupt_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C while this batch of the pass goes through the backbone."""
+    see, seen = Engine.see, []
+
+    def interrupted(self: Engine, *arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        if len(seen) == batch:
+            signal.raise_signal(signal.SIGINT)
+        return see(self, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "see", interrupted)
+
+
+def test_ctrl_c_ends_with_130_and_a_message(
+    call: Call, monkeypatch: pytest.MonkeyPatch, finished: Finished, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_at(1, patched)
+        said = call("plan", finished.folder, "--size", 32, "--cache", tmp_path / "new")
+    assert said.code == 130
+    assert "interrupted" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_after_ctrl_c_the_rest_is_passed_and_no_more(
+    call: Call, monkeypatch: pytest.MonkeyPatch, finished: Finished, tmp_path: Path
+) -> None:
+    """The first batch is kept; the fit goes on with --resume, to the result of one that was never interrupted."""
+    options = ["--size", SIZE_PX, "--cache", tmp_path / "new", "--strategy", "head", "--out", "mine"]
+    with monkeypatch.context() as patched:
+        interrupt_at(2, patched)
+        call("fit", finished.folder, *options)
+    assert not Path("mine").exists()
+    again = call("fit", finished.folder, *options)
+    assert again.code == 2
+    assert "topwork fit --resume mine" in again.err
+    assert call("fit", "--resume", "mine").code == 0
+    record, whole = topwork.load_run("mine").record, finished.run.record
+    assert record.spending.images_passed == 3 * 8 - features.BATCH
+    assert record.metrics == whole.metrics
+    assert [s.accuracy for s in record.scores] == [s.accuracy for s in whole.scores]
+    assert [p.name for p in Path.cwd().iterdir()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_a_program_that_gets_sigint_ends_with_130(finished: Finished, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+from topwork.engine import Engine
+see = Engine.see
+def interrupted(self, *arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return see(self, *arguments, **options)
+Engine.see = interrupted
+sys.argv = ["topwork", "fit", {str(finished.folder)!r}, "--size", "32", "--cache", "new", "--out", "mine"]
+from topwork.cli import main
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 130
+    assert "interrupted" in run.stderr
+    assert "--resume" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+# ---------------------------------------------------------------------------------------------- predict
+
+
+@pytest.fixture
+def mixed(finished: Finished, tmp_path: Path) -> list[Path]:
+    """Two good pictures, a file that is none, and one that is not there."""
+    (tmp_path / "notes.txt").write_text("no picture")
+    good = [finished.folder / "bark" / "000.png", finished.folder / "weave" / "001.jpg"]
+    return [good[0], tmp_path / "notes.txt", good[1], tmp_path / "gone.png"]
+
+
+def test_predict_json_is_what_the_model_says(call: Call, finished: Finished, mixed: list[Path]) -> None:
+    said = call("predict", finished.run.path, *mixed, "--json")
+    assert said.code == 0  # one bad file ends nothing
+    got = one_object(said.out)
+    assert got["model"] == str(finished.run.path)
+    assert got["classes"] == list(CLASSES)
+    wanted = [dataclasses.asdict(p) for p in finished.run.model.predict(mixed)]
+    assert got["predictions"] == json.loads(json.dumps(wanted))
+    assert [p["source"] for p in got["predictions"]] == [str(f) for f in mixed]
+    assert [p["error"] is None for p in got["predictions"]] == [True, False, True, False]
+
+
+def test_predict_csv_has_a_row_for_every_file(call: Call, finished: Finished, mixed: list[Path]) -> None:
+    said = call("predict", finished.run.path / "model", *mixed, "--csv")
+    assert said.code == 0
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert list(rows[0]) == ["path", "label", "probability", "error", *CLASSES]
+    for row, answer in zip(rows, finished.run.model.predict(mixed), strict=True):
+        assert row["path"] == answer.source
+        assert row["label"] == (answer.label or "")
+        assert row["error"] == (answer.error or "")
+        if answer.error is None:
+            assert float(row["probability"]) == pytest.approx(answer.probability, abs=5e-7)  # six digits are written
+            for name, share in answer.probabilities.items():
+                assert float(row[name]) == pytest.approx(share, abs=5e-7)
+        else:
+            assert {row["probability"], *(row[c] for c in CLASSES)} == {""}
+
+
+def test_predict_prints_a_line_for_every_file(call: Call, finished: Finished, mixed: list[Path]) -> None:
+    said = call("predict", finished.run.path, *mixed, columns=40)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    for line, answer in zip(lines, finished.run.model.predict(mixed), strict=True):
+        assert line.startswith(answer.source)
+        if answer.error is None:
+            assert f"{answer.label}  {100 * (answer.probability or 0):.1f}%" in line
+        else:
+            assert answer.error in line
+
+
+def test_a_folder_stands_for_the_files_in_it(call: Call, finished: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    shutil.copytree(finished.folder, folder)
+    (folder / ".hidden").mkdir()
+    for hidden in (folder / ".DS_Store", folder / ".hidden" / "x.png"):
+        hidden.write_bytes(b"not for us")
+    got = one_object(call("predict", finished.run.path, folder, "--json").out)["predictions"]
+    assert [p["source"] for p in got] == [str(f) for f in sorted(folder.rglob("*.*g")) if ".hidden" not in f.parts]
+    assert [p["label"] for p in got] == [Path(p["source"]).parent.name for p in got]  # as it was taught
+
+
+# ---------------------------------------------------------------------------------------------- the other commands
+
+
+def test_evaluate_shows_what_judge_measures(call: Call, finished: Finished, make_photos: WritePhotos) -> None:
+    unseen = make_photos(Path("unseen"), seed=5, per_class=3)
+    metrics, _ = topwork.judge(finished.run.path, unseen)
+    said = call("evaluate", finished.run.path, unseen, "--json")
+    assert said.code == 0
+    assert one_object(said.out) == json.loads(json.dumps(dataclasses.asdict(metrics)))
+    said = call("evaluate", finished.run.path, unseen)
+    assert said.code == 0
+    assert f"accuracy {100 * metrics.accuracy.value:.1f}%" in said.words
+    assert "Confusion" in said.out
+
+
+def test_evaluate_lists_what_it_left_out(
+    call: Call, finished: Finished, make_photos: WritePhotos, damaged_png: bytes
+) -> None:
+    unseen = make_photos(Path("unseen"), seed=5, per_class=2, classes=(*CLASSES, "moss"))
+    (unseen / "bark" / "notes.txt").write_text("no picture")
+    (unseen / "sand" / "broken.png").write_bytes(damaged_png)
+    said = call("evaluate", finished.run.path, unseen)
+    assert said.code == 0
+    assert "moss" in said.out
+    assert "bark/notes.txt" in said.out
+    assert "(6 images)" in said.words or "6 images of" in said.words
+
+
+def test_evaluate_lists_what_could_not_be_decoded(
+    call: Call, finished: Finished, make_photos: WritePhotos, damaged_png: bytes
+) -> None:
+    unseen = make_photos(Path("unseen"), seed=5, per_class=2)
+    (unseen / "sand" / "broken.png").write_bytes(damaged_png)
+    assert "sand/broken.png" in call("evaluate", finished.run.path, unseen).out
+
+
+def test_check_lists_every_fault(call: Call, photos: Path, damaged_png: bytes) -> None:
+    faults = {
+        "bark/.hidden.png": "hidden",
+        "bark/cut.png": "unreadable",
+        "bark/empty.png": "empty",
+        "sand/notes.txt": "not an image",
+        "moss": "empty folder",
+        "readme.md": "outside any class",
+    }
+    (photos / "moss").mkdir()
+    for name in faults.keys() - {"moss"}:
+        (photos / name).write_bytes(damaged_png if name == "bark/cut.png" else b"" if "empty" in name else b"text")
+    said = call("check", photos)
+    assert said.code == 0
+    assert f"{len(faults)} left out" in said.out
+    for name in faults:
+        assert re.search(rf"^ +{re.escape(name)} +\S", said.out, re.MULTILINE), name
+    assert "Ready" in said.out
+    got = one_object(call("check", photos, "--json").out)
+    assert {f["path"] for f in got["faults"]} == faults.keys()
+    assert all(f["kind"] and f["detail"] for f in got["faults"])
+    assert got["locked"] == "out-of-sample"
+
+
+def test_check_says_what_the_result_will_rest_on(call: Call, make_photos: WritePhotos) -> None:
+    make_photos(Path("split/train"), per_class=3)
+    make_photos(Path("split/test"), per_class=2, seed=1)
+    assert "on the test folder, which is locked" in call("check", "split").words
+    make_photos(Path("plain"), per_class=3)
+    assert "out of sample on all images" in call("check", "plain").words
+
+
+def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
+    """Its costs are measured anew with every pass that the cache sees; the rest is the same."""
+    options = ["--size", SIZE_PX, "--cache", finished.cache]
+    said = call("plan", finished.folder, *options, "--json")
+    assert said.code == 0
+    got, run = one_object(said.out), finished.run
+    assert got.keys() == {"plan", "scores"}
+    for name in ("cut", "best_cut", "delta", "decided", "more_images", "strategy"):
+        assert got["plan"][name] == getattr(run.plan, name)
+    assert [(s["cut"], s["accuracy"]) for s in got["scores"]] == [(s.cut, s.accuracy) for s in run.scores]
+    said = call("plan", finished.folder, *options)
+    assert said.code == 0
+    assert f"Cut after {run.plan.cut}" in said.words
+    assert "1 FE" in said.words
+    assert list(Path.cwd().iterdir()) == []  # it saves no run
+
+
+def test_backbones_says_what_is_at_hand(call: Call, no_network: Path) -> None:
+    got = {row["name"]: row for row in one_object(call("backbones", "--json").out)["backbones"]}
+    assert [name for name, row in got.items() if row["at_hand"]] == ["efficientnet_lite0"]
+    assert got["efficientnet_lite0"]["size"] == 224
+    no_network.mkdir(parents=True)
+    (no_network / "resnet18-f37072fd.pth").touch()
+    said = call("backbones")
+    assert said.code == 0
+    rows = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    assert "at hand" in rows["resnet18"]
+    assert "downloaded on first use" in rows["resnet34"]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_backbones_lists_timms_on_demand(call: Call) -> None:
+    rows = one_object(call("backbones", "--timm", "resnet18*", "--json").out)["backbones"]
+    assert {"resnet18", "timm:resnet18.a1_in1k"} <= {row["name"] for row in rows}
+    assert "timm:" not in "".join(row["name"] for row in one_object(call("backbones", "--json").out)["backbones"])
+
+
+@pytest.mark.slow
+def test_the_demo_shows_the_main_job(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the first 150 digits, for time; the demo itself takes all 1797."""
+    digits = datasets.load_digits()
+    monkeypatch.setattr(
+        datasets, "load_digits", lambda: SimpleNamespace(images=digits.images[:150], target=digits.target[:150])
+    )
+    said = call("demo", "--size", 32)
+    assert said.code == 0
+    assert "150 handwritten digits" in said.words
+    files = sorted(Path("topwork-demo/digits").rglob("*.png"))
+    assert [int(f.parent.name) for f in files] == sorted(digits.target[:150])
+    pixels = np.asarray(Image.open(files[0])).astype(float)
+    np.testing.assert_allclose(pixels, digits.images[int(files[0].stem)] * 255 / 16, atol=0.5)  # whole grey levels
+    record = topwork.load_run("topwork-demo/run").record
+    assert record.metrics.accuracy.low > 0.2  # chance is 0.1
+    again = call("demo", "--size", 32, "--json")
+    assert one_object(again.out)["run"] == "topwork-demo/run-2"
+    assert topwork.load_run("topwork-demo/run-2").record.spending.images_passed == 0
+
+
+def test_the_demo_leaves_other_peoples_files_alone(call: Call) -> None:
+    mine = Path("mine/digits/letters")
+    mine.mkdir(parents=True)
+    said = call("demo", "--folder", "mine")
+    assert said.code == 2
+    assert "mine/digits" in said.err
+    assert "another folder" in said.err
+    assert [p for p in Path("mine").rglob("*") if p.is_file()] == []
+
+
+# ---------------------------------------------------------------------------------------------- odd names and terminals
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A finished run with markup and letters beyond ASCII in all its names."""
+
+    photos: Path
+    run: Path
+    cache: Path
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Odd:
+    from conftest import write_photos
+
+    home = tmp_path_factory.mktemp("odd") / "[" / "]x"  # its path has [/] in it, which closes markup
+    photos = write_photos(home / "photos [red]", classes=("[red]", "Bärlauch", "[bold]x"), per_class=3)
+    (photos / "[red]" / "[link].png").write_text("no picture")
+    run = topwork.fit(photos, size=32, strategy="head", out=home / "run [b]", cache=home / "cache")
+    return Odd(photos, run.path, home / "cache")
+
+
+def calls(odd: Odd, out: Path) -> list[list[object]]:
+    known = ["--size", 32, "--cache", odd.cache]
+    return [
+        ["check", odd.photos],
+        ["plan", odd.photos, *known],
+        ["fit", odd.photos, *known, "--strategy", "head", "--out", out / "again [i]"],
+        ["predict", odd.run, odd.photos],
+        ["evaluate", odd.run, odd.photos],
+    ]
+
+
+def test_markup_in_names_is_printed_as_it_is(call: Call, odd: Odd, tmp_path: Path) -> None:
+    for arguments in calls(odd, tmp_path):
+        said = call(*arguments)
+        assert said.code == 0, arguments
+        for name in ("[red]", "[bold]x", "Bärlauch"):
+            assert name in said.out, arguments
+    missing = call("check", odd.photos / "[blue]")
+    assert missing.code == 3
+    assert "[blue]: no such folder" in missing.err
+
+
+def test_no_name_turns_into_a_picture(call: Call, make_photos: WritePhotos, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "signs", classes=(":car:", "oak"), per_class=2)
+    assert ":car: 2, oak 2" in call("check", photos).out
+
+
+def test_a_narrow_terminal_is_no_reason_to_fail(call: Call, odd: Odd, tmp_path: Path) -> None:
+    for arguments in calls(odd, tmp_path):
+        said = call(*arguments, columns=30)
+        assert said.code == 0, arguments
+        if arguments[0] != "predict":  # a line a file, to be cut up by other programs
+            assert max(map(len, said.out.splitlines())) <= 30
+
+
+@pytest.fixture
+def ascii_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[object]], tuple[int, bytes]]:
+    """Type `topwork ARGUMENTS` where standard output takes nothing but ASCII (PYTHONIOENCODING=ascii)."""
+
+    def typed(arguments: Sequence[object]) -> tuple[int, bytes]:
+        raw = io.BytesIO()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+            patched.setattr(sys, "argv", ["topwork", *map(str, arguments)])
+            return ended(), raw.getvalue()
+
+    return typed
+
+
+@pytest.mark.parametrize("k", range(5), ids=["check", "plan", "fit", "predict", "evaluate"])
+def test_a_terminal_without_such_letters_is_no_reason_to_fail(
+    ascii_out: Callable[[Sequence[object]], tuple[int, bytes]], odd: Odd, tmp_path: Path, k: int
+) -> None:
+    code, out = ascii_out(calls(odd, tmp_path)[k])
+    assert code == 0
+    assert b"rlauch" in out
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_what_programs_read_is_utf8_whatever_the_terminal(
+    ascii_out: Callable[[Sequence[object]], tuple[int, bytes]], odd: Odd, form: str
+) -> None:
+    """RFC 8259: JSON between systems is UTF-8. No name may lose a letter on the way."""
+    code, out = ascii_out(["predict", odd.run, odd.photos / "Bärlauch" / "000.png", form])
+    assert code == 0
+    text = out.decode("utf-8")
+    named = json.loads(text)["classes"] if form == "--json" else next(csv.reader([text.splitlines()[0]]))
+    assert "Bärlauch" in named
+
+
+@pytest.mark.slow
+def test_pythonioencoding_ascii_is_no_reason_to_fail(odd: Odd, tmp_path: Path) -> None:
+    arguments = [str(a) for a in calls(odd, tmp_path)[1]]
+    run = subprocess.run(
+        [sys.executable, "-m", "topwork", *arguments], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr.decode()
+    assert b"chosen" in run.stdout
