@@ -21,7 +21,7 @@ RUNS = [
 
 COLUMNS = (
     "set", "images", "px", "best cut", "%", "chosen cut", "%", "last cut %", "kept cost", "result % (95%) on",
-    "similarity", "source confidence", "FE", "s",
+    "similarity", "deep gain", "source confidence", "FE", "s",
 )  # fmt: skip
 
 
@@ -33,7 +33,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, size in [("neu6", 96), ("wbc5", 96)] if quick else RUNS:
             start = time.perf_counter()
-            run = topwork.fit(common.SETS / name, size=size, out=Path(folder) / name, cache=Path(folder) / "cache")
+            run = topwork.fit(
+                common.SETS / name, size=size, strategy="head", out=Path(folder) / name, cache=Path(folder) / "cache"
+            )
             wall = time.perf_counter() - start
             by_name = {s.cut: s for s in run.scores}
             best, chosen, last = by_name[run.plan.best_cut], by_name[run.plan.cut], run.scores[-1]
@@ -43,6 +45,7 @@ def main() -> None:
                 f"| {name} | {n} | {size} | {best.cut} | {100 * best.accuracy:.1f} | {chosen.cut}"
                 f" | {100 * chosen.accuracy:.1f} | {100 * last.accuracy:.1f} | {run.plan.kept_cost:.0%}"
                 f" | {100 * a.value:.1f} ({100 * a.low:.1f}-{100 * a.high:.1f}) {a.on} | {s.verdict}"
+                f" | {'' if s.deep_gain is None else f'{s.deep_gain:.2f}'}"
                 f" | {s.source_confidence:.2f} | {run.record.spending.cost_fe:.2f} | {wall:.0f} |",
                 flush=True,
             )
@@ -50,7 +53,7 @@ def main() -> None:
                 {
                     "set": name, "images": n, "size_px": size, "best_cut": best.cut, "best": best.accuracy,
                     "chosen_cut": chosen.cut, "chosen": chosen.accuracy, "last": last.accuracy,
-                    "kept_cost": run.plan.kept_cost, "accuracy": a.value, "on": a.on, "similarity": s.verdict,
+                    "kept_cost": run.plan.kept_cost, "accuracy": a.value, "on": a.on, "similarity": s.verdict, "deep_gain": s.deep_gain,
                     "source_confidence": s.source_confidence, "source_spread": s.source_spread,
                     "neighbours": s.neighbour_accuracy, "cost_fe": run.record.spending.cost_fe,
                 }

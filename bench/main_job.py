@@ -79,7 +79,7 @@ def main() -> None:
 
 def timed(topwork: object, name: str, size: int | None, out: Path, cache: Path) -> tuple[float, object]:
     start = time.perf_counter()
-    run = topwork.fit(common.SETS / name, size=size, out=out, cache=cache)  # type: ignore[attr-defined]
+    run = topwork.fit(common.SETS / name, size=size, strategy="head", out=out, cache=cache)  # type: ignore[attr-defined]
     return time.perf_counter() - start, run
 
 
@@ -128,7 +128,9 @@ def fit_generated(count: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 200, (32, 32, 3), dtype=np.uint8) + np.uint8(10 * (i % 4))
             Image.fromarray(pixels).save(path)
-        topwork.fit(Path(folder) / "data", size=32, out=Path(folder) / "run", cache=Path(folder) / "cache")
+        topwork.fit(
+            Path(folder) / "data", size=32, strategy="head", out=Path(folder) / "run", cache=Path(folder) / "cache"
+        )
     print(_peak_bytes())
 
 
