@@ -53,7 +53,8 @@ def main() -> None:
                 {
                     "set": name, "images": n, "size_px": size, "best_cut": best.cut, "best": best.accuracy,
                     "chosen_cut": chosen.cut, "chosen": chosen.accuracy, "last": last.accuracy,
-                    "kept_cost": run.plan.kept_cost, "accuracy": a.value, "on": a.on, "similarity": s.verdict, "deep_gain": s.deep_gain,
+                    "kept_cost": run.plan.kept_cost, "accuracy": a.value, "on": a.on, "similarity": s.verdict,
+                    "deep_gain": s.deep_gain,
                     "source_confidence": s.source_confidence, "source_spread": s.source_spread,
                     "neighbours": s.neighbour_accuracy, "cost_fe": run.record.spending.cost_fe,
                 }

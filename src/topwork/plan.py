@@ -121,18 +121,19 @@ def decide(evidence: Evidence, *, delta: float = DELTA, cut: str | None = None) 
     )  # fmt: skip
 
 
-def tuned(plan: Plan, tuning: Tuning, evidence: Evidence) -> Plan:
+def tuned(plan: Plan, tuning: Tuning, evidence: Evidence, *, asked: bool = False) -> Plan:
     """The plan after training was tried: what replaced the frozen model, or why nothing did."""
     *reasons, _ = plan.reasons  # the last one says that the kept layers stay as they are
     if not tuning.replaced or tuning.recipe is None:
-        why = f"The kept layers stay as they were learnt: {tuning.reason}"
+        why = f"The kept layers stay as they were learnt; {tuning.reason}"
         return replace(plan, reasons=(*reasons, why))
     recipe = tuning.recipe
     kept = evidence.cost_shares[evidence.cuts.index(recipe.cut)]
     cost = "" if recipe.cut == plan.cut else f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
+    how = "Trained as asked" if asked else "The trained model replaces the frozen one"
     return replace(
         plan, cut=recipe.cut, strategy=recipe.strategy, recipe=recipe, kept_cost=kept,
-        reasons=(*reasons, f"The trained model replaces the frozen one: {tuning.reason}{cost}"),
+        reasons=(*reasons, f"{how}: {tuning.reason}{cost}"),
     )  # fmt: skip
 
 
@@ -206,11 +207,12 @@ def _similarity(evidence: Evidence, d: Deficits) -> Similarity:
     there = f"{evidence.cuts[early]} ({accuracy[early]:.1%}) and the last cut ({accuracy[last]:.1%})"
     if shown_worse:
         verdict: Verdict = "different"
-        text = f"its deep layers serve the old task, accuracy falls between {there}"
+        text = f"its deep layers serve the old task; accuracy falls between {there}"
     elif gain is None or errors < LEAST_ERRORS:
         verdict = "cannot tell"
         text = (
-            f"{evidence.cuts[early]} tells the classes apart on all but {errors} images, little is left for deep layers"
+            f"{evidence.cuts[early]} makes {errors or 'no'} error{'' if errors == 1 else 's'} already, which leaves"
+            " little for deep layers to correct"
         )
     else:
         verdict = "similar" if gain >= SIMILAR_FROM else "different" if gain < DIFFERENT_BELOW else "in between"

@@ -75,6 +75,7 @@ def resumable(target: Path, options: Options) -> Iterator[Path]:
     Whatever ends it, but success or an error that would only come again, leaves them there.
     """
     folder = waiting(target)
+    fresh = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +84,8 @@ def resumable(target: Path, options: Options) -> Iterator[Path]:
     try:
         yield folder
     except TopworkError:
-        shutil.rmtree(folder, ignore_errors=True)
+        if fresh:  # what an earlier interruption left is not lost because its images are out of reach today
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -141,7 +143,9 @@ def save(
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, on=record.data.locked)
         (aside / "run.json").write_bytes(encode(record))
         if target.exists():  # made by someone else meanwhile
-            raise UsageError(f"--out {target}: exists by now and is not overwritten; name another folder")
+            raise UsageError(
+                f"--out {target}: was made by something else meanwhile and is not overwritten; name another folder"
+            )
         aside.rename(target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -36,9 +36,9 @@ SHORT = 4
 
 LONG_ARMS = 2  # candidates of the first rung that are trained in full
 RATE_STEP = 3.0  # a neighbouring rate; the best one differs by orders of magnitude between tasks (Li et al., 2020)
-LEAST_ERRORS = 4
-"""Errors of the frozen head below which nothing is tried: had the best training none, the paired test could
-still not show it (4 images of difference are 2 standard errors)."""
+LEAST_ERRORS = 3
+"""Errors of the frozen head below which nothing is tried: a training that made none could still not be shown to
+be better (2 images of difference, plus the one that is added, are 1.15 standard errors, and 1.28 are asked for)."""
 
 SLACK = 0.1  # share of the budget by which a training under way may overrun it
 
@@ -50,6 +50,7 @@ class Baseline:
     fold: Ints  # (n,) the fold in which each image is left out
     correct: NDArray[np.bool_]  # (n,) out of fold
     groups: Ints | None
+    importance: Floats | None = None  # (n,) how much each image weighs, of mean 1
 
 
 @dataclass
@@ -175,21 +176,21 @@ class Search:
         wrong = int((~self.baseline.correct).sum())
         if wrong < LEAST_ERRORS:
             return self._kept(
-                f"the frozen model's head is wrong on {wrong} of {len(self.baseline.correct)} images out of fold:"
-                " no training could be shown to be better"
+                f"its head makes {wrong} error{'' if wrong == 1 else 's'} on {len(self.baseline.correct)} images out of"
+                " fold, too few for any training to be shown better"
             )
         short = self._rung("short", [replace(r, epochs=min(SHORT, r.epochs)) for r in recipes], recipes)
         if not short:
             cheapest = min(self._needs(r) for r in recipes)
             return self._kept(
-                f"no training fits the budget of {self.budget:.0f} s: the cheapest one, with its test and the final"
-                f" training, takes about {cheapest:.0f} s (--budget)"
+                f"no training fits the budget of {self.budget:.3g} s: the cheapest one, with its test and the final"
+                f" training, takes about {cheapest:.0f} s; give more with --budget"
             )
         best = short[0]
         rates = [replace(best, lr=best.lr * RATE_STEP), replace(best, lr=best.lr / RATE_STEP)]
         long = self._rung("long", [*short[:LONG_ARMS], *rates], None)
         if not long:
-            return self._kept("the budget ended before a candidate was trained in full (--budget)", best)
+            return self._kept("the budget ended before a candidate was trained in full; give more with --budget", best)
         return self._tested(long[0])
 
     def by_hand(self, recipe: Recipe) -> Tuning:
@@ -198,7 +199,8 @@ class Search:
         self.tested(recipe)
         gain, low, n = self.gain(recipe)
         against = f"{100 * gain:+.1f} points against the frozen model's head, lower 90% bound {100 * low:+.1f}"
-        reason = f"{describe(recipe)}, as asked: {against}, on {n} images that it was not trained on"
+        shown = "shown" if low > 0 else "not shown"
+        reason = f"{describe(recipe)}: {against}, on {n} images left out of training; {shown} to be better"
         return self._result(recipe, (gain, low, n), replaced=True, reason=reason)
 
     def tested(self, recipe: Recipe, *, folds: int = FOLDS) -> None:
@@ -305,26 +307,34 @@ class Search:
     def _tested(self, recipe: Recipe) -> Tuning:
         self.tested(recipe)
         if not any(r == recipe and fold for r, fold in self.logits):
-            return self._kept("the budget ended before the best candidate could be tested (--budget)", recipe)
+            return self._kept(
+                "the budget ended before the best candidate could be tested; give more with --budget", recipe
+            )
         gain, low, n = self.gain(recipe)
         what = describe(recipe)
-        size = f"{100 * gain:+.1f} points on {n} images that chose neither (lower 90% bound {100 * low:+.1f})"
+        size = (
+            f"{100 * gain:+.1f} points on {n} images that had no part in choosing it (lower 90% bound {100 * low:+.1f})"
+        )
         if low > 0:
-            return self._result(recipe, (gain, low, n), replaced=True, reason=f"{what} is better than the head: {size}")
+            return self._result(
+                recipe, (gain, low, n), replaced=True, reason=f"{what} is better than the frozen model's head: {size}"
+            )
         return self._result(
             recipe, (gain, low, n), replaced=False,
-            reason=f"{what} is not shown to be better than the head alone: {size}",
+            reason=f"{what} is not shown to be better: {size}",
         )  # fmt: skip
 
     def gain(self, recipe: Recipe) -> tuple[float, float, int]:
         """Accuracy over the frozen model's on the test folds, its lower 90% bound, and the images behind it."""
         rows, logits = self.out_of_fold(recipe)
         right = logits.argmax(axis=1) == self.task.labels[rows]
-        difference = (right.astype(np.float64) - self.baseline.correct[rows])[:, None]
+        weight = None if self.baseline.importance is None else self.baseline.importance[rows]
+        weight = np.ones(len(rows)) if weight is None else weight / weight.mean()
+        difference = (weight * (right.astype(np.float64) - self.baseline.correct[rows]))[:, None]
         groups = None if self.baseline.groups is None else self.baseline.groups[rows]
         value = float(difference.mean())
         # As in plan.deficits: one image of difference more, since agreement of n is no certainty.
-        error = float(np.hypot(paired_errors(difference, groups)[0], 1 / independent(groups, len(rows))))
+        error = float(np.hypot(paired_errors(difference, groups)[0], 1 / independent(groups, len(rows), weight)))
         return value, value - Z90 * error, len(rows)
 
     def _settled(self, recipe: Recipe) -> bool:
@@ -379,7 +389,7 @@ def describe(recipe: Recipe) -> str:
         "surgical": f"training the first block {recipe.unfreeze} alone under {recipe.cut}",
         "head": f"a head on {recipe.cut}",
     }[recipe.strategy]
-    return f"{part} (rate {recipe.lr:g}, {recipe.epochs} epochs)"
+    return f"{part} (rate {recipe.lr:g}, {recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'})"
 
 
 def _views(recipe: Recipe) -> set[int]:

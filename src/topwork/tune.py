@@ -59,7 +59,9 @@ def budget_seconds(text: str | None, fe_seconds: float) -> float:
         return min(MOST_BUDGET_S, max(LEAST_BUDGET_S, BUDGET_FE * fe_seconds))
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|fe|)\s*", text.lower())
     if match is None or float(match[1]) <= 0:
-        raise UsageError(f"--budget {text}: expected seconds, or a number with s, m, h or fe, such as 10m or 40fe")
+        raise UsageError(
+            f"--budget {text}: expected seconds above 0, or a number with s, m, h or fe, such as 10m or 40fe"
+        )
     return float(match[1]) * (fe_seconds if match[2] == "fe" else _UNITS[match[2]])
 
 
@@ -154,7 +156,7 @@ def _search(
     return search.Search(
         train.Task(store, labels, classes),
         start,
-        search.Baseline(head.folds(labels, m.groups, o.seed), fitted.right, m.groups),
+        search.Baseline(head.folds(labels, m.groups, o.seed), fitted.right, m.groups, m.importance),
         search.Prices(float(timing[0]), timing[1:]),
         budget_seconds(o.budget, m.features.fe_seconds),
         o.seed,

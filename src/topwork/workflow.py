@@ -146,7 +146,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
             with clock.time("train"):
                 tuned = tune.tune(m, decided, fitted, o, cache_folder(o.cache), waiting / "journal", watch)
             tuning = tuned.tuning
-            decided = plan.tuned(decided, tuning, m.evidence)
+            decided = plan.tuned(decided, tuning, m.evidence, asked=o.strategy != "auto")
             watch.show("tuning", decided)
             outcome = None if tuned.model is None else _trained(m, tuned.model)
         if outcome is None:
