@@ -683,3 +683,16 @@ def test_pythonioencoding_ascii_is_no_reason_to_fail(odd: Odd, tmp_path: Path) -
     )  # fmt: skip
     assert run.returncode == 0, run.stderr.decode()
     assert b"chosen" in run.stdout
+
+
+def test_a_resumed_fit_takes_no_other_options(call: Call, tmp_path: Path) -> None:
+    """They would be ignored without a word."""
+    said = call("fit", "--resume", tmp_path / "run", "--lr", 0.1, "--epochs", 3)
+    assert said.code == 2
+    assert "--epochs, --lr cannot be changed" in said.err
+
+
+def test_the_version_is_told(call: Call) -> None:
+    from importlib.metadata import version
+
+    assert call("--version").out.strip() == f"topwork {version('topwork')}"

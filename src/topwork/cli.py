@@ -98,6 +98,7 @@ def options(
 
 @app.command()
 def fit(
+    context: typer.Context,
     folder: Annotated[Path | None, Images] = None,
     backbone: BackboneName = "efficientnet_lite0",
     weights: Weights = None,
@@ -130,6 +131,10 @@ def fit(
     """Measure, decide, train, judge and save: the main job."""
     if (folder is None) == (resume is None):
         raise UsageError("expected either a folder of images or --resume RUN; `topwork fit --help` shows both")
+    if resume is not None:
+        given = sorted(n for n in context.params if n not in {"resume", "json"} and _typed(context, n))
+        if given:
+            raise UsageError(f"--resume goes on with the options of {resume}; --{', --'.join(given)} cannot be changed")
     console, watch = _screen(json)
     from topwork import workflow
 
@@ -286,6 +291,7 @@ def backbones(
 
 @app.command()
 def demo(
+    context: typer.Context,
     folder: Annotated[Path, typer.Option("--folder", help="Where the demo's images and run go.")] = Path(
         "topwork-demo"
     ),
@@ -304,7 +310,7 @@ def demo(
         number += 1
         out = folder / f"run-{number}"
     # New layers alone: a minute's work, and digits turned around are other digits.
-    fit(images, size=size, strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
+    fit(context, images, size=size, strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
 
 
 def _screen(json: bool) -> tuple[Console, Watch]:
@@ -334,6 +340,12 @@ def _files(paths: list[Path]) -> list[str | Path]:
     if not files:
         raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
     return files
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from topwork import memo
+from topwork.errors import UsageError
 from topwork.head import FOLDS, Exact, temperature
 from topwork.records import Cut, Recipe, Trial, Tuning
 from topwork.statistics import Z90, independent, paired_errors
@@ -106,7 +107,10 @@ class Journal:
                     break
                 seconds[name] = spent
                 whole += line
-            path.write_bytes(whole)
+            if whole != path.read_bytes():
+                aside = path.with_name(f"{path.name}.new")
+                aside.write_bytes(whole)
+                aside.replace(path)
         return Journal(path, seconds)
 
     def pay(self, name: str, seconds: float) -> float:
@@ -145,7 +149,12 @@ def candidates(cuts: Sequence[Cut], chosen: str, best: str, *, epochs: int, lr: 
     if best != names[0]:  # there, the first block alone is everything
         found.append(replace(recipe, strategy="surgical", unfreeze=names[0]))
     # Where the cut lies in the first stage, the last stage is everything.
-    return list({(r.cut, r.unfreeze, r.lr, r.strategy == "surgical"): r for r in reversed(found)}.values())[::-1]
+    unique: dict[tuple[object, ...], Recipe] = {}
+    for r in found:
+        unique.setdefault((r.cut, r.unfreeze, r.lr, r.strategy == "surgical"), r)
+    return [
+        r if r.strategy != "suffix" or r.unfreeze != names[0] else replace(r, strategy="full") for r in unique.values()
+    ]
 
 
 @dataclass
@@ -165,6 +174,7 @@ class Search:
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     logits: dict[tuple[Recipe, int], Floats] = field(default_factory=dict)
+    finished: list[Path] = field(default_factory=list)  # checkpoints that nothing needs once the run is saved
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
@@ -195,7 +205,9 @@ class Search:
 
     def by_hand(self, recipe: Recipe) -> Tuning:
         """The candidate that was asked for, with what the budget allows to measure of it: at least one fold."""
-        self._trial("test", recipe, 1, limit=float("inf"))
+        first = self._trial("test", recipe, 1, limit=float("inf"))
+        if first is None or first.log_loss is None:
+            raise UsageError(f"--lr {recipe.lr:g}: the weights grew beyond all numbers; choose a lower rate")
         self.tested(recipe)
         gain, low, n = self.gain(recipe)
         against = f"{100 * gain:+.1f} points against the frozen model's head, lower 90% bound {100 * low:+.1f}"
@@ -222,8 +234,10 @@ class Search:
             self.task, recipe, rows, self.start(recipe.cut, rows), seed=self.seed, checkpoint=path, watch=self.watch
         )
         assert trained is not None, "only give_up ends a training"
-        self._spend(f"final {path.stem}", trained)
-        path.unlink(missing_ok=True)
+        self.spent += self.journal.pay(
+            f"final {path.stem}", trained.view_seconds + sum(e.seconds for e in trained.curve)
+        )
+        self.finished.append(path)  # it goes when the run is saved: until then it is all that an interruption leaves
         return trained
 
     def out_of_fold(self, recipe: Recipe) -> tuple[Ints, Floats]:
@@ -376,9 +390,6 @@ class Search:
             if took:
                 predicted = len(self.task.labels) * self.prices.views(points[-1]) / self.prices.view_factor
                 self.prices.view_factor = took / max(predicted, 1e-9)
-
-    def _spend(self, name: str, trained: Trained) -> None:
-        self.spent += self.journal.pay(name, trained.view_seconds + sum(e.seconds for e in trained.curve))
 
 
 def describe(recipe: Recipe) -> str:

@@ -345,7 +345,7 @@ class _Course:
                 parameter.copy_(tensors[f"now.{name}"])
                 averaged[name].copy_(tensors[f"average.{name}"])
                 self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(steps)),
+                    "step": torch.tensor(float(steps), device=parameter.device),
                     "exp_avg": torch.empty_like(parameter).copy_(tensors[f"first.{name}"]),
                     "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"second.{name}"]),
                 }

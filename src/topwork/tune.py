@@ -48,6 +48,7 @@ class Tuned:
 
     tuning: Tuning
     model: TrainedModel | None
+    leftovers: tuple[Path, ...] = ()  # files that nothing needs once the run is saved
 
 
 def budget_seconds(text: str | None, fe_seconds: float) -> float:
@@ -82,7 +83,7 @@ def tune(
         return Tuned(tuning, None)
     trained = course.final(tuning.recipe)
     kept = _kept(m, course, tuning.recipe, trained, o, cache)
-    return Tuned(replace(tuning, spent_seconds=course.spent), kept)
+    return Tuned(replace(tuning, spent_seconds=course.spent), kept, tuple(course.finished))
 
 
 def asked(m: Measured, decided: Plan, o: Options) -> Recipe:
@@ -105,8 +106,10 @@ def asked(m: Measured, decided: Plan, o: Options) -> Recipe:
     )  # fmt: skip
 
 
-def clean(m: Measured, o: Options, cache: Path) -> None:
-    """Delete the stored views of a finished run: the largest thing on disk, and quickly made again."""
+def clean(m: Measured, o: Options, cache: Path, leftovers: tuple[Path, ...]) -> None:
+    """Delete what a finished run needs no more: its views, the largest thing on disk, and its last checkpoint."""
+    for path in leftovers:
+        path.unlink(missing_ok=True)
     if o.strategy != "head":
         _store(m, o, cache, m.rows).drop()
 

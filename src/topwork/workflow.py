@@ -141,11 +141,13 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
         watch.show("plan", decided)
         with clock.time("head"), threadpool_limits(1, "blas"):
             fitted = fitted_head(m, m.backbone.index(decided.cut), o.seed)
-        tuning, outcome = None, None
+        tuning: Tuning | None = None
+        outcome: _Outcome | None = None
+        leftovers: tuple[Path, ...] = ()
         if o.strategy != "head":
             with clock.time("train"):
                 tuned = tune.tune(m, decided, fitted, o, cache_folder(o.cache), waiting / "journal", watch)
-            tuning = tuned.tuning
+            tuning, leftovers = tuned.tuning, tuned.leftovers
             decided = plan.tuned(decided, tuning, m.evidence, asked=o.strategy != "auto")
             watch.show("tuning", decided)
             outcome = None if tuned.model is None else _trained(m, tuned.model)
@@ -154,7 +156,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
                 outcome = _frozen(m, fitted, decided, o)
         with clock.time("save"):
             run = _saved(m, decided, fitted, outcome, tuning, clock, started, target, o)
-        tune.clean(m, o, cache_folder(o.cache))
+        tune.clean(m, o, cache_folder(o.cache), leftovers)
     watch.show("run", run)
     return run
 
