@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "activations": {"images", "views", "zoo", "engine", "ahead"},
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
+    "trackers": set(),
     "data": {"images", "statistics"},
     "features": {"images", "zoo", "engine", "ahead"},
     "probe": set(),
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"model"},
     "workflow": {"measurement", "tune", "data", "zoo", "engine", "head", "plan", "evaluate", "model", "runs"},
     # the front door reads, it computes nothing
-    "cli": {"workflow", "measurement", "runs", "model", "terminal", "demo", "zoo", "data", "plan"},
+    "cli": {"workflow", "measurement", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "plan"},
     "__main__": {"cli"},
     "__init__": {"workflow", "measurement", "runs", "model"},  # lazily
     # among the leaves

@@ -123,6 +123,9 @@ def fit(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")] = None,
     cache: Cache = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="FOLDER", help="Also log every training for TensorBoard.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted fit, all else as it was.")
     ] = None,
@@ -132,12 +135,16 @@ def fit(
     if (folder is None) == (resume is None):
         raise UsageError("expected either a folder of images or --resume RUN; `topwork fit --help` shows both")
     if resume is not None:
-        given = sorted(n for n in context.params if n not in {"resume", "json"} and _typed(context, n))
+        given = sorted(n for n in context.params if n not in {"resume", "json", "tensorboard"} and _typed(context, n))
         if given:
             raise UsageError(f"--resume goes on with the options of {resume}; --{', --'.join(given)} cannot be changed")
     console, watch = _screen(json)
     from topwork import workflow
 
+    if tensorboard is not None:
+        from topwork.trackers import TensorBoardWatch
+
+        watch = TensorBoardWatch(tensorboard, watch)
     if resume is not None:
         run = workflow.resume(resume, watch=watch)
     else:
