@@ -283,6 +283,11 @@ def test_where_images_weigh_differently_the_sentences_say_the_weighted_shares() 
     assert decide(replace(seen, importance=None)).best_cut == "layer1"
     assert "75.0% right leave-one-out" in plan.reasons[0]
     assert "layer2, is right on 83.3%" in plan.reasons[0]
+    alike = (
+        "Classes weigh alike: cuts are compared by balanced accuracy, 75.0% at layer1; counting every image alike it"
+    )
+    assert f"{alike} is 95.0%." in plan.reasons
+    assert not any("weigh alike" in r for r in decide(replace(seen, importance=None)).reasons)
 
 
 @settings(max_examples=50, deadline=None)
@@ -291,7 +296,10 @@ def test_importance_of_one_each_changes_nothing(correct: Answers, delta: float, 
     n, k = correct.shape
     plain = evidence(correct, groups=np.arange(n) // 2 if grouped else None, neighbour_accuracy=0.5)
     ones = replace(plain, importance=np.ones(n))
-    assert decide(ones, delta=delta) == decide(plain, delta=delta)
+    weighed = decide(ones, delta=delta)
+    assert any("weigh alike" in reason for reason in weighed.reasons)  # it was asked for, and is told
+    kept = tuple(reason for reason in weighed.reasons if "weigh alike" not in reason)
+    assert replace(weighed, reasons=kept) == decide(plain, delta=delta)
     assert scores(ones, (1,) * k, (1.0,) * k) == scores(plain, (1,) * k, (1.0,) * k)
 
 

@@ -112,6 +112,11 @@ def decide(evidence: Evidence, *, delta: float = DELTA, cut: str | None = None) 
     reasons = [_cut_reason(evidence, d, chosen, delta) if cut is None else _asked_reason(evidence, d, chosen)]
     if undecided is not None:
         reasons.append(undecided[1])
+    if evidence.importance is not None:
+        reasons.append(
+            f"Classes weigh alike: cuts are compared by balanced accuracy, {_accuracy(evidence)[chosen]:.1%} at"
+            f" {evidence.cuts[chosen]}; counting every image alike it is {evidence.correct[:, chosen].mean():.1%}."
+        )
     reasons.append(similarity.reason)
     reasons.append("Head only: the kept layers stay as they were learnt, so each image passes through them once.")
     return Plan(
