@@ -379,7 +379,7 @@ def test_a_folder_made_meanwhile_is_not_overwritten(
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "mine.txt").write_text("precious")
 
-    with pytest.raises(UsageError, match="exists by now and is not overwritten"):
+    with pytest.raises(UsageError, match="made by something else meanwhile and is not overwritten"):
         fit(photos, watch=Meddler("plan", make))
     assert {p.name for p in tmp_path.iterdir()} == {"photos", "run"}
     assert files(tmp_path / "run") == {"mine.txt"}
