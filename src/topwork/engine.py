@@ -91,7 +91,10 @@ def prepare(segment: fx.GraphModule) -> fx.GraphModule:
 
 def pool(maps: Tensor) -> Tensor:  # (b, c, h, w)
     """Average and maximum over the map: (b, 2 c)."""
-    return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+    # The maximum by rows, then of these: in one step it was six times slower on channels-last maps, and all the
+    # pooling of EfficientNet-Lite0's cuts took 7% of its forward pass instead of 2%.
+    rows = maps.permute(0, 2, 3, 1)
+    return torch.cat([rows.mean((1, 2)), rows.amax(1).amax(1)], dim=1)
 
 
 def normalisation(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
