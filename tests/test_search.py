@@ -457,7 +457,8 @@ def test_it_replaces_only_what_it_is_shown_to_beat(
     assert found.gain == pytest.approx(d.mean())
     assert found.gain_low == pytest.approx(low)
     assert found.replaced == (low > 0)
-    assert found.reason.endswith(").")
+    would = not found.replaced and d.mean() > 0  # what would change the answer, where more images would
+    assert found.reason.endswith(" more such images." if would else ").")
     assert f"{100 * d.mean():+.1f} points" in found.reason
     assert ("not shown to be better" in found.reason) != found.replaced
 
@@ -841,3 +842,12 @@ def test_with_a_given_cut_the_whole_network_is_still_a_candidate() -> None:
     found = tune._candidates(measured(), decided("two", "three"), options("auto", cut="two"))
     assert {r.strategy for r in found} >= {"surgical"}
     assert any(r.unfreeze == "stem" and r.strategy != "surgical" for r in found)
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "n", "more"), [(0.02, -0.02, 100, 300), (0.05, -0.001, 400, 16), (0.0, -0.1, 9, None)]
+)
+def test_what_would_change_the_answer_is_told(gain: float, low: float, n: int, more: int | None) -> None:
+    """Twice the error that would just do needs four times the images: 300 more than 100."""
+    said = search._more(gain, low, n)
+    assert (f"about {more} more" in said) if more else said == ""

@@ -335,7 +335,7 @@ class Search:
             )
         return self._result(
             recipe, (gain, low, n), replaced=False,
-            reason=f"{what} is not shown to be better: {size}",
+            reason=f"{what} is not shown to be better: {size}{_more(gain, low, n)}",
         )  # fmt: skip
 
     def gain(self, recipe: Recipe) -> tuple[float, float, int]:
@@ -390,6 +390,14 @@ class Search:
             if took:
                 predicted = len(self.task.labels) * self.prices.views(points[-1]) / self.prices.view_factor
                 self.prices.view_factor = took / max(predicted, 1e-9)
+
+
+def _more(gain: float, low: float, n: int) -> str:
+    """What would change the answer: images until a gain of this size would be shown, its error falling as 1/sqrt(n)."""
+    if gain <= 0:
+        return ""
+    more = n * ((gain - low) / gain) ** 2 - n
+    return f"; a gain of this size would be shown with about {max(1, round(more))} more such images"
 
 
 def describe(recipe: Recipe) -> str:
