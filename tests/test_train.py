@@ -144,11 +144,13 @@ def textbook_factor(step: int, total: int, warm_up: float) -> float:
 
 
 def textbook_loss(logits: Tensor, y: Tensor, class_weight: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy against (1 - s) of the label and s of everything, each class by its weight."""
-    log_p = logits - logits.exp().sum(1, keepdim=True).log()
-    hit = class_weight[y] * log_p[torch.arange(len(y)), y]
-    spread = (class_weight * log_p).mean(1)
-    return -((1 - smoothing) * hit + smoothing * spread).sum() / class_weight[y].sum()
+    """Smoothed cross-entropy of each image, by the weight of its class alone: a rare class must not draw the others'
+    smoothed part to itself."""
+    log_p = logits - logits.exp().sum(dim=1, keepdim=True).log()
+    target = torch.full_like(log_p, smoothing / log_p.shape[1])
+    target[torch.arange(len(y)), y] += 1 - smoothing
+    each = -(target * log_p).sum(dim=1)
+    return (class_weight[y] * each).sum() / class_weight[y].sum()
 
 
 def textbook_clip(parameters: list[Tensor], most: float) -> None:

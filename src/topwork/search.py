@@ -29,7 +29,7 @@ from topwork.watch import SILENT, Watch
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-FORMULA = "1"
+FORMULA = "2"
 """Raised by every change that can change a training's outcome; results kept under another one are not read."""
 
 SHORT = 4
