@@ -31,10 +31,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed   ## every bench at its real size (needs the labelled sets beside the project)
-	for file in bench/[a-z]*_*.py bench/depth.py; do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$file || exit 1; done
 
 bench-quick: $(VENV)/.installed
-	for file in bench/[a-z]*_*.py bench/depth.py; do $(BIN)/python $$file --quick || exit 1; done
+	for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$file --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info topwork-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -123,7 +123,7 @@ class DataFacts:
     layout: str
     classes: tuple[ClassCount, ...]
     faults: tuple[Fault, ...]
-    locked: str  # what the result is measured on: "test folder", "held-out part" or "out-of-sample"
+    locked: str  # what the result is measured on: "test folder", "val folder", "held-out part" or "out-of-sample"
     seed: int
     fingerprint: str  # digest over all contents, labels and parts
 
