@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "probe": set(),
     "plan": {"statistics"},
     "head": {"probe"},
+    "stack": {"probe", "statistics"},
     "evaluate": {"statistics", "plan", "probe", "head"},
     "model": {"images", "zoo", "engine"},
     "search": {"train", "head", "statistics", "memo"},

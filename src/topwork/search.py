@@ -22,7 +22,7 @@ from topwork import memo
 from topwork.errors import UsageError
 from topwork.head import FOLDS, Exact, temperature
 from topwork.records import Cut, Recipe, Trial, Tuning
-from topwork.statistics import Z90, independent, paired_errors
+from topwork.statistics import paired_gain
 from topwork.train import Task, Trained, predict, stages, train, view_number
 from topwork.watch import SILENT, Watch
 
@@ -342,14 +342,12 @@ class Search:
         """Accuracy over the frozen model's on the test folds, its lower 90% bound, and the images behind it."""
         rows, logits = self.out_of_fold(recipe)
         right = logits.argmax(axis=1) == self.task.labels[rows]
-        weight = None if self.baseline.importance is None else self.baseline.importance[rows]
-        weight = np.ones(len(rows)) if weight is None else weight / weight.mean()
-        difference = (weight * (right.astype(np.float64) - self.baseline.correct[rows]))[:, None]
-        groups = None if self.baseline.groups is None else self.baseline.groups[rows]
-        value = float(difference.mean())
-        # As in plan.deficits: one image of difference more, since agreement of n is no certainty.
-        error = float(np.hypot(paired_errors(difference, groups)[0], 1 / independent(groups, len(rows), weight)))
-        return value, value - Z90 * error, len(rows)
+        groups, importance = self.baseline.groups, self.baseline.importance
+        value, low = paired_gain(
+            right, self.baseline.correct[rows],
+            None if groups is None else groups[rows], None if importance is None else importance[rows],
+        )  # fmt: skip
+        return value, low, len(rows)
 
     def _settled(self, recipe: Recipe) -> bool:
         """Whether the folds so far tell: even the upper bound is no gain, or a gain is beyond doubt.

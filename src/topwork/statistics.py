@@ -64,6 +64,24 @@ def paired_errors(
     return result
 
 
+def paired_gain(
+    right: NDArray[np.bool_],  # (n,) of the challenger, on images that neither side has seen
+    baseline: NDArray[np.bool_],  # (n,) of what it would replace
+    groups: NDArray[np.int64] | None = None,  # (n,) images of one group count as one draw
+    importance: NDArray[np.float64] | None = None,  # (n,) how much each image weighs, of any mean
+) -> tuple[float, float]:
+    """Accuracy over the baseline's on the same images, and its lower one-sided 90% bound: better is what is above 0.
+
+    As for cuts (plan.deficits), one image of difference is added to the error: that n images agree is no certainty.
+    """
+    n = len(right)
+    weight = np.ones(n) if importance is None else importance / importance.mean()
+    difference = (weight * (right.astype(np.float64) - baseline))[:, None]
+    value = float(difference.mean())
+    error = float(np.hypot(paired_errors(difference, groups)[0], 1 / independent(groups, n, weight)))
+    return value, value - Z90 * error
+
+
 def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
     """n / (C n_c), so that classes weigh alike and an average image weighs 1: (C,). Absent classes weigh 0."""
     counts = np.bincount(labels, minlength=classes)
