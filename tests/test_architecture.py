@@ -29,6 +29,9 @@ ALLOWED: dict[str, set[str]] = {
     "activations": {"images", "views", "zoo", "engine", "ahead"},
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
+    "budget": set(),
+    "files": set(),
+    "pictures": {"files"},
     "trackers": set(),
     "data": {"images", "statistics"},
     "features": {"images", "zoo", "engine", "ahead"},
@@ -41,13 +44,16 @@ ALLOWED: dict[str, set[str]] = {
     "search": {"train", "head", "statistics", "memo"},
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
-    "measurement": {"statistics", "data", "zoo", "features", "memo", "probe", "head", "plan"},
-    "runs": {"model"},
-    "workflow": {"measurement", "tune", "data", "zoo", "engine", "head", "plan", "evaluate", "model", "runs"},
+    "measurement": {"statistics", "zoo", "features", "memo", "probe", "head", "stack", "plan"},
+    "survey": {"budget", "data", "features", "measurement", "plan", "zoo"},
+    "runs": {"files", "model", "pictures"},
+    "workflow": {
+        "budget", "measurement", "survey", "tune", "data", "zoo", "engine", "head", "plan", "evaluate", "model", "runs",
+    },
     # the front door reads, it computes nothing
-    "cli": {"workflow", "measurement", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "plan"},
+    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"},
     "__main__": {"cli"},
-    "__init__": {"workflow", "measurement", "runs", "model"},  # lazily
+    "__init__": {"workflow", "survey", "runs", "model"},  # lazily
     # among the leaves
     "errors": set(),
     "records": {"errors"},

@@ -27,7 +27,7 @@ from torch import nn
 from conftest import SIZE_PX, Log, write_photos
 from topwork import data, features, images, zoo
 from topwork.errors import DataError, TopworkError
-from topwork.features import Features, measure
+from topwork.features import Features
 from topwork.records import Example, Preprocessing
 from topwork.zoo import Backbone
 from topwork.zoo.cuts import chain
@@ -55,6 +55,12 @@ def tiny(seed: int = 0, preprocessing: Preprocessing = PREPROCESSING, *, classif
 
 
 TINY = tiny()
+
+
+def measure(backbone: Backbone, *args: Any, **options: Any) -> Features:
+    """The features of one backbone alone."""
+    (found,) = features.measure([backbone], *args, **options)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -424,7 +430,7 @@ class Killing:
 
 features.BATCH = features.BATCH_GPU = batch
 examples = data.read_folder(root).examples
-print(features.measure(zoo.load(size_px=size_px), root, examples, cache=cache, watch=Killing()).passed)
+print(features.measure([zoo.load(size_px=size_px)], root, examples, cache=cache, watch=Killing())[0].passed)
 """
 """A pass of the embedded backbone in a process of its own, killed after so many batches (0: never)."""
 

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 
 from topwork.plan import Evidence, cheapest, decide, deficits, scores, tuned
-from topwork.records import Plan, Recipe, Tuning
+from topwork.records import CutScore, Plan, Recipe, Tuning
 from topwork.statistics import Z95, class_weights
 
 Answers = NDArray[np.bool_]
@@ -37,7 +37,13 @@ def evidence(correct: Answers, **given: Any) -> Evidence:
     k = correct.shape[1]
     names = tuple(f"layer{i + 1}" for i in range(k))
     shares = tuple((i + 1) / k for i in range(k))
-    return Evidence("resnet18", names, shares, shares, correct, **given)
+    return Evidence("resnet18", 224, names, shares, shares, 10.0, correct, **given)
+
+
+def table(seen: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...]) -> tuple[CutScore, ...]:
+    """The depth table of one backbone alone."""
+    (rows,) = scores([seen], [dims], [ridges])
+    return rows
 
 
 @st.composite
@@ -185,13 +191,13 @@ def test_a_cut_that_was_asked_for_is_taken_and_the_sentence_says_so() -> None:
 
 def tried(cut: str, *, replaced: bool) -> Tuning:
     recipe = Recipe("suffix", cut, "layer2")
-    return Tuning(60, 50, (), recipe, 0.04, 0.02, 100, replaced, "4.0 points better.")
+    return Tuning(60, 50, (), "resnet18", 224, recipe, 0.04, 0.02, 100, replaced, "4.0 points better.")
 
 
 def test_a_plan_whose_trained_model_won_is_that_models() -> None:
     seen = evidence(answers(400, 340, (200, 0), (100, 0)))
     frozen = decide(seen)
-    plan = tuned(frozen, tried("layer2", replaced=True), seen)
+    plan = tuned(frozen, tried("layer2", replaced=True), [seen])
     assert (plan.cut, plan.strategy, plan.kept_cost) == ("layer2", "suffix", pytest.approx(2 / 3))
     assert plan.recipe == Recipe("suffix", "layer2", "layer2")
     assert plan.reasons == (
@@ -199,14 +205,14 @@ def test_a_plan_whose_trained_model_won_is_that_models() -> None:
         "The trained model replaces the frozen one: 4.0 points better. It is cut after layer2 and keeps 67% of the"
         " cost.",
     )
-    same = tuned(frozen, tried("layer3", replaced=True), seen)
+    same = tuned(frozen, tried("layer3", replaced=True), [seen])
     assert same.reasons[-1] == "The trained model replaces the frozen one: 4.0 points better."
 
 
 def test_a_plan_whose_trained_model_lost_stays_as_it_was_and_says_why() -> None:
     seen = evidence(answers(400, 340, (200, 0), (100, 0)))
     frozen = decide(seen)
-    plan = tuned(frozen, tried("layer2", replaced=False), seen)
+    plan = tuned(frozen, tried("layer2", replaced=False), [seen])
     why = "The kept layers stay as they were learnt; 4.0 points better."
     assert plan == replace(frozen, reasons=(*frozen.reasons[:-1], why))
 
@@ -265,7 +271,7 @@ def test_where_classes_weigh_alike_every_accuracy_is_balanced_accuracy(sizes: li
         said = np.where(correct[:, k], labels, wrong)
         assert balanced[k] == pytest.approx(balanced_accuracy_score(labels, said))
     seen = evidence(correct, importance=class_weights(labels, c)[labels])
-    rows, similarity = scores(seen, (1,) * cuts, (1.0,) * cuts), decide(seen).similarity
+    rows, similarity = table(seen, (1,) * cuts, (1.0,) * cuts), decide(seen).similarity
     assert [row.accuracy for row in rows] == pytest.approx(list(balanced))
     assert [row.deficit for row in rows] == pytest.approx(list(balanced.max() - balanced), abs=1e-12)
     assert similarity.best_accuracy == pytest.approx(balanced.max())
@@ -300,7 +306,7 @@ def test_importance_of_one_each_changes_nothing(correct: Answers, delta: float, 
     assert any("weigh alike" in reason for reason in weighed.reasons)  # it was asked for, and is told
     kept = tuple(reason for reason in weighed.reasons if "weigh alike" not in reason)
     assert replace(weighed, reasons=kept) == decide(plain, delta=delta)
-    assert scores(ones, (1,) * k, (1.0,) * k) == scores(plain, (1,) * k, (1.0,) * k)
+    assert table(ones, (1,) * k, (1.0,) * k) == table(plain, (1,) * k, (1.0,) * k)
 
 
 def test_similarity_weighs_images_as_the_accuracies_that_it_tells_do() -> None:
@@ -332,7 +338,7 @@ def test_the_depth_tables_intervals_cover_where_images_weigh_differently() -> No
     importance = class_weights(labels, 2)[labels]
     for _ in range(300):
         correct = rng.random((200, 1)) < np.array([0.9, 0.6])[labels][:, None]
-        row = scores(evidence(correct, importance=importance), (1,), (1,))[0]
+        row = table(evidence(correct, importance=importance), (1,), (1,))[0]
         covered += row.low <= 0.75 <= row.high
     assert covered / 300 > 0.86
 
@@ -441,7 +447,7 @@ def test_similarity_is_what_deep_layers_still_add(
 def test_the_early_cut_is_the_best_within_a_third_of_the_work() -> None:
     correct = np.stack([np.arange(100) >= errors for errors in (40, 30, 35, 10, 20)], axis=1)
     shares = (0.1, 0.2, 0.33, 0.34, 1.0)
-    seen = Evidence("resnet18", ("a", "b", "c", "d", "e"), shares, shares, correct)
+    seen = Evidence("resnet18", 224, ("a", "b", "c", "d", "e"), shares, shares, 10.0, correct)
     assert decide(seen).similarity.early_cut == "b"
     late = Evidence("resnet18", ("a", "b", "c", "d", "e"), shares, (0.5, 0.6, 0.7, 0.8, 1.0), correct)
     assert decide(late).similarity.early_cut == "a"
@@ -454,7 +460,7 @@ def test_a_peak_before_the_last_cut_is_told() -> None:
 
 def test_the_depth_table_has_every_cut_with_its_intervals() -> None:
     correct = answers(400, 340, (20, 12))
-    first, last = scores(evidence(correct), (64, 512), (0.1, 1e-3))
+    first, last = table(evidence(correct), (64, 512), (0.1, 1e-3))
     assert (first.cut, first.cost_share, first.dims, first.ridge) == ("layer1", 0.5, 64, 0.1)
     assert (last.cut, last.cost_share, last.dims, last.ridge) == ("layer2", 1, 512, 1e-3)
     for row, right in ((first, 332), (last, 340)):
@@ -469,10 +475,10 @@ def test_the_depth_table_has_every_cut_with_its_intervals() -> None:
 def test_the_depth_tables_intervals_rest_on_groups_of_alike_images() -> None:
     correct = np.repeat(answers(50, 40, (5, 0)), 4, axis=0)
     seen = evidence(correct, groups=np.repeat(np.arange(50), 4))
-    row = scores(seen, (1, 1), (1, 1))[1]
+    row = table(seen, (1, 1), (1, 1))[1]
     wilsons = binomtest(40, 50).proportion_ci(method="wilson")
     assert (row.low, row.high) == pytest.approx((wilsons.low, wilsons.high), abs=1e-7)
-    alone = scores(replace(seen, groups=None), (1, 1), (1, 1))[1]
+    alone = table(replace(seen, groups=None), (1, 1), (1, 1))[1]
     assert alone.high - alone.low < row.high - row.low
 
 
@@ -482,6 +488,6 @@ def test_the_depth_tables_intervals_cover_where_groups_are_uneven() -> None:
     groups = np.concatenate([np.repeat(np.arange(5), 20), np.arange(5, 105)])
     for _ in range(300):
         correct = (rng.random(105) < 0.8)[groups][:, None]
-        row = scores(evidence(correct, groups=groups), (1,), (1,))[0]
+        row = table(evidence(correct, groups=groups), (1,), (1,))[0]
         covered += row.low <= 0.8 <= row.high
     assert covered / 300 > 0.9

@@ -116,7 +116,7 @@ WRONG: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("plan", "delta"), "little", "$.plan.delta"),
     (("plan", "strategy"), "prayer", "$.plan.strategy"),
     (("data", "classes", 1, "train"), 2.5, "$.data.classes[1].train"),
-    (("backbone", "preprocessing", "mean"), [0.5, 0.5], "$.backbone.preprocessing.mean"),
+    (("backbones", 0, "facts", "preprocessing", "mean"), [0.5, 0.5], "$.backbones[0].facts.preprocessing.mean"),
     (("metrics", "confusion"), [[1, "2"]], "$.metrics.confusion[0][1]"),
     (("spending", "seconds"), [1.0], "$.spending.seconds"),
     (("metrics", "accuracy", "value"), None, "$.metrics.accuracy.value"),

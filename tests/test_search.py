@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from conftest import Log, as_backbone, labelled, tiny_network, write_photos
-from topwork import activations, head, records, search, tune
+from topwork import activations, budget, head, records, search, tune
 from topwork.errors import UsageError
 from topwork.records import Augmentation, Cut, Options, Recipe, Tuning
 from topwork.search import LEAST_ERRORS, RATE_STEP, SHORT, SLACK, Baseline, Journal, Prices, Search, candidates
@@ -764,7 +764,7 @@ def test_a_whole_search_runs(real: Search) -> None:
 )  # fmt: skip
 def test_a_budget_is_read(text: str, seconds: float) -> None:
     """One forward equivalent takes 2.5 s here."""
-    assert tune.budget_seconds(text, 2.5) == pytest.approx(seconds)
+    assert budget.seconds(text, 2.5) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -772,7 +772,7 @@ def test_a_budget_is_read(text: str, seconds: float) -> None:
 )
 def test_no_budget_is_told(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        tune.budget_seconds(text, 2.5)
+        budget.seconds(text, 2.5)
     assert f"--budget {text}" in str(caught.value)
     assert "10m or 40fe" in str(caught.value)
 
@@ -780,7 +780,7 @@ def test_no_budget_is_told(text: str) -> None:
 @given(st.floats(1e-4, 1e5))
 def test_the_budget_without_being_asked_is_bounded(fe_seconds: float) -> None:
     """A hundred forward equivalents, but at least a minute, and at most a quarter of an hour."""
-    assert tune.budget_seconds(None, fe_seconds) == sorted([60.0, 100 * fe_seconds, 900.0])[1]
+    assert budget.seconds(None, fe_seconds) == sorted([60.0, 100 * fe_seconds, 900.0])[1]
 
 
 def measured() -> Any:
@@ -797,7 +797,7 @@ def decided(cut: str = "three", best: str = "three") -> Any:
 
 
 def options(strategy: str, **given: Any) -> Options:
-    return Options("folder", "tiny", strategy=strategy, **given)  # type: ignore[arg-type]
+    return Options("folder", ("tiny",), strategy=strategy, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

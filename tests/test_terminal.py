@@ -54,7 +54,7 @@ def scores_of(accuracies: list[float]) -> tuple[CutScore, ...]:
     count = len(accuracies)
     return tuple(
         CutScore(
-            f"layer{k}", (k + 1) / count, a, max(0.0, a - 0.02), min(1.0, a + 0.02), max(accuracies) - a, 0.0, 0.1,
+            f"layer{k}", (k + 1) / count, 10 * (k + 1) / count, a, max(0.0, a - 0.02), min(1.0, a + 0.02), max(accuracies) - a, 0.0, 0.1,
             64, 1e-2,
         )
         for k, a in enumerate(accuracies)
@@ -176,7 +176,7 @@ def test_every_reason_of_the_plan_is_told(plan: Plan) -> None:
 @pytest.mark.parametrize("strategy", ["suffix", "full", "surgical"])
 def test_a_trial_shows_its_numbers(strategy: str) -> None:
     recipe = Recipe(strategy, "layer4", "layer2", lr=0.003, epochs=12)  # type: ignore[arg-type]
-    tried = Trial(recipe, "short", 1, 40, 0.876, 0.4321, 0.821, 12.4, (1.0, 0.5))
+    tried = Trial("resnet18", 224, recipe, "short", 1, 40, 0.876, 0.4321, 0.821, 12.4, (1.0, 0.5))
     said = unwrapped(drawn("trial", tried))
     for part in ("short", "layer4", "0.003", "12 epochs", "87.6%", "82.1%", "12 s"):
         assert part in said
@@ -392,10 +392,10 @@ def shown(*facts: tuple[str, object]) -> str:
 def test_every_fact_is_drawn_as_it_comes(record: RunRecord) -> None:
     """The watch draws what the functions draw, in the order in which it is told."""
     data, tried = dataset_of(("ash", "oak")), Trial(
-        Recipe("full", "bn2", "bn1"), "long", 0, 9, 0.5, 1.0, 0.4, 3.0, ()
+        "resnet18", 224, Recipe("full", "bn2", "bn1"), "long", 0, 9, 0.5, 1.0, 0.4, 3.0, ()
     )  # fmt: skip
     said = shown(
-        ("data", data), ("backbone", record.backbone), ("faults", many_faults(2)), ("scores", record.scores),
+        ("data", data), ("backbone", record.backbone), ("faults", many_faults(2)), ("standings", record.backbones),
         ("plan", record.plan), ("budget", (90.0, 30.0)), ("tried", tried), ("tuning", record.plan),
     )  # fmt: skip
     parts = [

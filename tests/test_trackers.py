@@ -15,7 +15,7 @@ from topwork.trackers import TensorBoardWatch
 
 def trial(rung: str, fold: int, losses: tuple[float, ...], accuracy: float) -> Trial:
     recipe = Recipe("suffix", "layer4", "layer3", epochs=len(losses))
-    return Trial(recipe, rung, fold, 10, accuracy, 0.5, 0.6, 1.0, losses)
+    return Trial("resnet18", 224, recipe, rung, fold, 10, accuracy, 0.5, 0.6, 1.0, losses)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own imports

@@ -167,7 +167,7 @@ def test_the_record_says_what_made_it(finished: Finished) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", r.created)
     assert r.name == finished.run.path.name
     assert r.options == Options(
-        str(finished.folder), "efficientnet_lite0", size=SIZE_PX, cache=str(finished.cache), strategy="head"
+        str(finished.folder), ("efficientnet_lite0",), sizes=(SIZE_PX,), cache=str(finished.cache), strategy="head"
     )
     spent = r.spending
     assert spent.cost_fe == pytest.approx(spent.total_seconds / spent.fe_seconds)

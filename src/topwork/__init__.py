@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
-    from topwork.measurement import measure
     from topwork.model import Model, Prediction, load
     from topwork.runs import Run, load_run
+    from topwork.survey import Survey, measure
     from topwork.workflow import check, fit, judge, resume
 
 _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "Model": "model", "Prediction": "model", "load": "model",
-    "Run": "runs", "load_run": "runs", "measure": "measurement",
+    "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
     "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
 }  # fmt: skip
 
@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "Prediction",
     "Run",
+    "Survey",
     "TopworkError",
     "UsageError",
     "check",

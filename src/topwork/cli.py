@@ -45,13 +45,33 @@ INTERRUPTED = 130
 Images = typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False)
 Folder = Annotated[Path, Images]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
-BackboneName = Annotated[
-    str, typer.Option("--backbone", help="Pretrained network: `topwork backbones` lists them; timm's as timm:NAME.")
+BackboneNames = Annotated[
+    list[str],
+    typer.Option(
+        "--backbone",
+        help="Pretrained network: `topwork backbones` lists them; timm's as timm:NAME. Several may be given;"
+        " auto: all whose weights are at hand.",
+    ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", help="Weights for it: safetensors or a state dict (whole or features only).")
+    Path | None,
+    typer.Option("--weights", help="Weights: a safetensors or state dict file (whole or features only), or a folder."),
 ]
-Size = Annotated[int | None, typer.Option("--size", help="Input size in px (default: the backbone's own).")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        metavar="PX|auto",
+        help="Input size in px (default: the backbone's own). Several may be given; auto: its own and half of it.",
+    ),
+]
+Balance = Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help="Time for training, and for passes of --backbone auto: seconds, or 90s, 10m, 1h, 40fe."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="For the held-out part, the folds and the bootstrap.")]
 Delta = Annotated[float, typer.Option("--delta", help="Accuracy (0-1) that a cheaper cut may cost.")]
 Cache = Annotated[
@@ -100,9 +120,9 @@ def options(
 def fit(
     context: typer.Context,
     folder: Annotated[Path | None, Images] = None,
-    backbone: BackboneName = "efficientnet_lite0",
+    backbone: BackboneNames = ["efficientnet_lite0"],  # noqa: B006 (typer copies it)
     weights: Weights = None,
-    size: Size = None,
+    size: Sizes = None,
     strategy: Annotated[
         Strategy,
         typer.Option(
@@ -115,10 +135,14 @@ def fit(
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate (AdamW) of the last stage.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of a training in full.")] = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Whether left and right may be swapped.")] = True,
-    balance: Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")] = False,
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="Time for training: seconds, or 90s, 10m, 1h, 40fe.")
-    ] = None,
+    balance: Balance = False,
+    several_depths: Annotated[
+        bool,
+        typer.Option(
+            "--several-depths/--one-depth", help="Whether the head may read more than one cut, where that is better."
+        ),
+    ] = True,
+    budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")] = None,
@@ -150,9 +174,9 @@ def fit(
     else:
         assert folder is not None
         run = workflow.fit(
-            folder, backbone=backbone, weights=weights, size=size, strategy=strategy.value, cut=cut,
-            unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance, budget=budget, delta=delta, seed=seed,
-            out=out, cache=cache, watch=watch,
+            folder, backbone=backbone, weights=weights, size=_sizes(size), strategy=strategy.value, cut=cut,
+            unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance, several_depths=several_depths,
+            budget=budget, delta=delta, seed=seed, out=out, cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -165,30 +189,44 @@ def fit(
 @app.command()
 def plan(
     folder: Folder,
-    backbone: BackboneName = "efficientnet_lite0",
+    backbone: BackboneNames = ["efficientnet_lite0"],  # noqa: B006 (typer copies it)
     weights: Weights = None,
-    size: Size = None,
+    size: Sizes = None,
+    balance: Balance = False,
+    budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
     cache: Cache = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw the depth curves into this new file (SVG).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Only measure and recommend: the depth table, the similarity, the plan, its cost."""
     console, watch = _screen(json)
-    from topwork import plan as planning
-    from topwork.measurement import measure
+    from topwork import survey
 
-    measured = measure(
-        folder, backbone=backbone, weights=weights, size=size, seed=seed, delta=delta, cache=cache, watch=watch
-    )
-    decided = planning.decide(measured.evidence, delta=delta)
+    if picture is not None and picture.exists():
+        raise UsageError(f"--picture {picture}: exists already and is not overwritten; name another file")
+    seen = survey.measure(
+        folder, backbone=backbone, weights=weights, size=_sizes(size), seed=seed, delta=delta, balance=balance,
+        budget=budget, cache=cache, watch=watch,
+    )  # fmt: skip
+    decided = seen.plan(delta=delta)
+    standings = seen.standings(decided)
+    if picture is not None:
+        from topwork import pictures
+
+        pictures.write(picture, standings, decided)
     if json:
-        _print_json({"plan": decided, "scores": measured.scores})
+        _print_json({"plan": decided, "backbones": standings})
         return
+    watch.show("standings", standings)
     watch.show("plan", decided)
+    seconds = sum(m.features.fe_seconds for m in seen.measured)
     console.print(
-        f"\n[bold]Cost[/]  The pass over these images took about {measured.features.fe_seconds:.0f} s (1 FE)"
-        " and is kept: `topwork fit` with the same options will not repeat it.",
+        f"\n[bold]Cost[/]  The passes over these images took about {seconds:.0f} s and are kept: `topwork fit` with the"
+        " same options will not repeat them.",
         highlight=False,
     )
 
@@ -317,7 +355,7 @@ def demo(
         number += 1
         out = folder / f"run-{number}"
     # New layers alone: a minute's work, and digits turned around are other digits.
-    fit(context, images, size=size, strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
+    fit(context, images, size=[str(size)], strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
 
 
 def _screen(json: bool) -> tuple[Console, Watch]:
@@ -347,6 +385,11 @@ def _files(paths: list[Path]) -> list[str | Path]:
     if not files:
         raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
     return files
+
+
+def _sizes(given: list[str] | None) -> list[Any] | None:
+    """Numbers of px as numbers; what is none goes on as it is, to be told what is wrong with it."""
+    return None if given is None else [int(s) if s.removeprefix("-").isdigit() else s for s in given]
 
 
 def _typed(context: typer.Context, name: str) -> bool:

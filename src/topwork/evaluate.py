@@ -12,7 +12,7 @@ from topwork.head import Head
 from topwork.plan import cheapest, deficits
 from topwork.probe import Probe
 from topwork.records import ClassMetrics, Estimate, Metrics
-from topwork.statistics import Z95, wilson
+from topwork.statistics import Z95, paired_gain, wilson
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,13 +31,14 @@ images that each should hold: with fewer, a perfectly calibrated model seems not
 class Selected:
     """Out-of-sample correctness of everything that the plan chose from, for the correction below."""
 
-    probes: tuple[Probe, ...]  # one per cut, from input to output
-    head: Head
-    chosen: int  # index of the chosen cut
+    probes: tuple[Probe, ...]  # one per place, the cheapest first
+    head: Head  # of one depth
+    chosen: int  # index of the chosen place
     delta: float
     groups: Ints | None
     fixed: bool = False  # the cut was given, not chosen
     importance: Floats | None = None  # (n,) how much each image weighed in the choice
+    several: NDArray[np.bool_] | None = None  # (n,) where a head of several depths is right, where one was tested
 
 
 def metrics(
@@ -91,7 +92,7 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
     """Accuracy of the whole procedure, less what choosing by the same images added to it.
 
     BBC-CV (Tsamardinos, Greasidou and Borboudakis, Machine Learning 2018): in each bootstrap sample
-    the choice is made anew, penalty, cut and head, by the rules that made it, and the chosen one is
+    the choice is made anew, penalty, place and head, by the rules that made it, and the chosen one is
     judged on the images that the sample left out. Needs no further training. Where a sample chooses
     another cut, its ridge head stands for it: logistic regression was fitted at the chosen cut alone.
     """
@@ -113,17 +114,22 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
         penalty = (weighed @ flat).reshape(cuts, -1).argmin(axis=1)
         at_penalty = correct[:, np.arange(cuts), penalty]  # (n, K)
         rows = np.repeat(np.arange(n), drawn)
+        weight = None if a is None else a[rows] / a[rows].mean()
+        again = None if groups is None else _drawn_again(member[rows], drawn)
         cut = selected.chosen
         if not selected.fixed:
-            weight = None if a is None else a[rows] / a[rows].mean()
-            again = None if groups is None else _drawn_again(member[rows], drawn)
             cut = cheapest(deficits(at_penalty[rows], again, weight).high, selected.delta)
         right = at_penalty[:, cut]
-        if cut == selected.chosen and selected.head.loss.shape[1]:
-            best = int((weighed @ selected.head.loss).argmin())
-            logistic = selected.head.correct[:, best]
-            if weighed @ logistic > weighed @ selected.head.ridge_folds + TIE:
-                right = logistic
+        if cut == selected.chosen:
+            folds = selected.head.ridge_folds
+            if selected.head.loss.shape[1]:
+                best = int((weighed @ selected.head.loss).argmin())
+                logistic = selected.head.correct[:, best]
+                if weighed @ logistic > weighed @ folds + TIE:
+                    right = folds = logistic
+            several = selected.several
+            if several is not None and paired_gain(several[rows], folds[rows], again, weight)[1] > 0:
+                right = several
         shares.append(right[out].mean())
     return float(np.mean(shares))
 

@@ -13,7 +13,8 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from topwork import images
 from topwork.ahead import batches
@@ -62,42 +64,71 @@ class Features:
 
 
 def measure(
-    backbone: Backbone,
+    backbones: Sequence[Backbone],
     root: Path,
     examples: Sequence[Example],
     *,
     cache: Path,
     watch: Watch = SILENT,
-) -> Features:
-    """Features of all examples, from the cache where they are, from one forward pass where not.
+) -> tuple[Features, ...]:
+    """Features of all examples for each backbone, from the cache where they are, from one forward pass where not.
 
-    Files that cannot be decoded after all come back as faults; their examples have no row, and the
-    caller drops them (data.without) in the same order. Memory does not grow with the number of images.
+    The passes of several backbones are made together: a file is read once, and decoded once for all that need it
+    at one scale. Files that any of them cannot use come back as faults of all; their examples have no row, and
+    the caller drops them (data.without) in the same order. Memory does not grow with the number of images.
     """
-    with_logits = backbone.source_classes > 0
-    widths = [2 * c.channels for c in backbone.cuts] + ([backbone.source_classes] if with_logits else [])
-    folder = cache / "features" / key(backbone)
+    folders = [cache / "features" / key(b) for b in backbones]
+    missing = [_missing(b, examples, f) for b, f in zip(backbones, folders, strict=True)]
+    faults = _pass(backbones, root, examples, missing, folders, watch) if any(missing) else {}
+    return tuple(
+        _found(b, examples, f, len(m - faults.keys()), faults)
+        for b, f, m in zip(backbones, folders, missing, strict=True)
+    )
+
+
+def unseen(backbone: Backbone, examples: Sequence[Example], *, cache: Path) -> int:
+    """How many different images of these a pass would still have to send through the backbone."""
+    return len(_missing(backbone, examples, cache / "features" / key(backbone)))
+
+
+def price(backbone: Backbone, *, batch: int = 4) -> float:
+    """Seconds of one image's forward pass here, tried on a few grey images: to know a pass's cost before it."""
+    engine = Engine(backbone.chain.segments, backbone.preprocessing)
+    side = backbone.preprocessing.crop_px
+    grey = np.full((batch, side, side, 3), 127, dtype=np.uint8)
+    engine.see(grey, logits=backbone.source_classes > 0)  # the first run also sets the kernels up
+    return float(engine.see(grey, logits=backbone.source_classes > 0).seconds.sum()) / batch
+
+
+def _widths(backbone: Backbone) -> list[int]:
+    """Values per image at each cut, and last of the old task's logits where there are any."""
+    return [2 * c.channels for c in backbone.cuts] + ([backbone.source_classes] if backbone.source_classes else [])
+
+
+def _missing(backbone: Backbone, examples: Sequence[Example], folder: Path) -> set[str]:
+    """Digests of the images that no shard holds."""
+    known = {digest for shard in _open_shards(folder, _widths(backbone)) for digest in shard.digests}
+    return {e.digest for e in examples if bytes.fromhex(e.digest) not in known}
+
+
+def _found(
+    backbone: Backbone, examples: Sequence[Example], folder: Path, passed: int, faults: dict[str, Fault]
+) -> Features:
+    widths, n_cuts = _widths(backbone), len(backbone.cuts)
     shards = _open_shards(folder, widths)
-    known = {digest for shard in shards for digest in shard.digests}
-    missing = list({e.digest: e for e in examples if bytes.fromhex(e.digest) not in known}.values())
-    faults: dict[str, Fault] = {}
-    if missing:
-        faults = _pass(backbone, root, missing, folder, widths, with_logits, watch)
-        shards = _open_shards(folder, widths)
     where = {d: (i, row) for i, shard in enumerate(shards) for row, d in enumerate(shard.digests)}
     kept = [e for e in examples if e.digest not in faults]
     places = np.array([where[bytes.fromhex(e.digest)] for e in kept], dtype=np.int64).reshape(-1, 2)
-    n_cuts = len(backbone.cuts)
     timing = _timing(shards, len(backbone.chain.segments))
     forward = timing[1:]
     return Features(
         tuple(c.name for c in backbone.cuts),
         tuple(widths[:n_cuts]),
-        _gather(shards, places, n_cuts, widths[n_cuts]) if with_logits else None,
+        _gather(shards, places, n_cuts, widths[n_cuts]) if backbone.source_classes else None,
         tuple(float(s) for s in np.cumsum(forward)[:n_cuts] / forward.sum()),
         timing,
         float(timing.sum() * len(kept)),
-        len(missing) - len(faults),
+        passed,
         2 * sum(widths) + _RECORD,
         tuple(Fault(e.path, faults[e.digest].kind, faults[e.digest].detail) for e in examples if e.digest in faults),
         shards,
@@ -112,46 +143,72 @@ def key(backbone: Backbone) -> str:
 
 
 def _pass(
-    backbone: Backbone, root: Path, missing: Sequence[Example], folder: Path,
-    widths: Sequence[int], with_logits: bool, watch: Watch,
+    backbones: Sequence[Backbone], root: Path, examples: Sequence[Example], missing: Sequence[set[str]],
+    folders: Sequence[Path], watch: Watch,
 ) -> dict[str, Fault]:  # fmt: skip
-    """Send images through the backbone once and append what it sees to a new shard."""
-    engine = Engine(backbone.chain.segments, backbone.preprocessing)
-    batch = BATCH if engine.device.type == "cpu" else BATCH_GPU
+    """Send images through every backbone that misses them, once, and append what each sees to a shard of its own."""
+    todo = list({e.digest: e for e in examples if any(e.digest in m for m in missing)}.values())
+    at_work = [i for i, m in enumerate(missing) if m]
+    engines = {i: Engine(backbones[i].chain.segments, backbones[i].preprocessing) for i in at_work}
+    batch = BATCH if engines[at_work[0]].device.type == "cpu" else BATCH_GPU
+
+    def prepared(example: Example) -> dict[int, _Prepared] | Fault:
+        wanted = [i for i in at_work if example.digest in missing[i]]
+        found = _pixels(root / example.path, example, [backbones[i].preprocessing for i in wanted])
+        return found if isinstance(found, Fault) else dict(zip(wanted, found, strict=True))
+
     faults: dict[str, Fault] = {}
-    watch.begin("pass", len(missing))
-    with _Writer(folder, widths) as writer:
-        for group in batches(missing, _decoder(root, backbone.preprocessing), batch):
-            good = [(e, x) for e, (x, _) in group if not isinstance(x, Fault)]
-            faults.update({e.digest: x for e, (x, _) in group if isinstance(x, Fault)})
-            decode_seconds = sum(seconds for _, (_, seconds) in group)
-            if good:
-                seen = engine.see(np.stack([x for _, x in good]), logits=with_logits)
-                rows = [*seen.pooled, *([seen.logits] if seen.logits is not None else [])]
-                writer.append([bytes.fromhex(e.digest) for e, _ in good], rows, decode_seconds, seen.seconds)
-            watch.advance(len(group))
+    watch.begin("pass", sum(map(len, missing)))
+    with ExitStack() as stack:
+        writers = {i: stack.enter_context(_Writer(folders[i], _widths(backbones[i]))) for i in at_work}
+        for group in batches(todo, prepared, batch):
+            faults.update({e.digest: x for e, x in group if isinstance(x, Fault)})
+            for i in at_work:
+                mine = [(e, x[i]) for e, x in group if not isinstance(x, Fault) and i in x]
+                if mine:
+                    seen = engines[i].see(np.stack([x.pixels for _, x in mine]), logits=backbones[i].source_classes > 0)
+                    rows = [*seen.pooled, *([seen.logits] if seen.logits is not None else [])]
+                    decode = sum(x.seconds for _, x in mine)
+                    writers[i].append([bytes.fromhex(e.digest) for e, _ in mine], rows, decode, seen.seconds)
+                watch.advance(sum(e.digest in missing[i] for e, _ in group))
     watch.end()
     return faults
 
 
-_Pixels = NDArray[np.uint8]
+@dataclass(frozen=True)
+class _Prepared:
+    """One image's pixels for one backbone, and the seconds that they would have taken for it alone."""
+
+    pixels: NDArray[np.uint8]
+    seconds: float
 
 
-def _decoder(root: Path, preprocessing: Preprocessing) -> Callable[[Example], tuple[_Pixels | Fault, float]]:
-    """Decodes one image; gives its pixels, or what is wrong with it, and the seconds that it took."""
-
-    def one(example: Example) -> tuple[_Pixels | Fault, float]:
+def _pixels(path: Path, example: Example, preprocessings: Sequence[Preprocessing]) -> list[_Prepared] | Fault:
+    """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale."""
+    try:
         start = time.perf_counter()
-        try:
-            data = images.read_bytes(root / example.path)
-            if images.digest(data) != example.digest:
-                raise ImageError("changed", "the file changed while topwork was reading the folder")
-            pixels = images.load(data, preprocessing)
-        except ImageError as error:
-            return Fault(example.path, error.kind, error.detail), time.perf_counter() - start
-        return pixels, time.perf_counter() - start
-
-    return one
+        data = images.read_bytes(path)
+        if images.digest(data) != example.digest:
+            raise ImageError("changed", "the file changed while topwork was reading the folder")
+        read = time.perf_counter() - start
+        decoded: dict[object, tuple[Image, float]] = {}
+        framed: dict[object, _Prepared] = {}  # mean and std belong to the network: they change no pixel
+        for p in preprocessings:
+            frame = (p.resize_px, p.crop_px, p.interpolation, p.squash)
+            if frame in framed:
+                continue
+            scale = images.decoded_size(data, p) if len(preprocessings) > 1 else None
+            if scale not in decoded:
+                start = time.perf_counter()
+                image = images.decode(data, p)
+                decoded[scale] = image, time.perf_counter() - start
+            image, seconds = decoded[scale]
+            start = time.perf_counter()
+            pixels = images.frame(image, p)
+            framed[frame] = _Prepared(pixels, read + seconds + time.perf_counter() - start)
+        return [framed[p.resize_px, p.crop_px, p.interpolation, p.squash] for p in preprocessings]
+    except ImageError as error:
+        return Fault(example.path, error.kind, error.detail)
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,16 @@ def decode(source: Source, preprocessing: Preprocessing) -> Image.Image:
     return to_rgb(_decoded(image))
 
 
+def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
+    """(width, height) in px at which `decode` decodes these bytes, read from the header alone.
+
+    Preprocessings of one decoded size share one decoding, to the very same pixels. Raises ImageError.
+    """
+    image = _open(data)
+    _draft(image, preprocessing)
+    return image.size
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Bring any Pillow mode to upright 8-bit RGB.
 

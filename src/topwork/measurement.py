@@ -1,9 +1,8 @@
-"""What do one pass over the images and the probes of every cut say, before anything is decided?"""
+"""What do one backbone's features say at every cut, before anything is decided?"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +15,15 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from topwork import data, features, head, memo, plan, probe, zoo
-from topwork.errors import UsageError
-from topwork.records import CutScore, Dataset, HeadFacts, encode
+from topwork import features, head, memo, plan, probe, stack, zoo
+from topwork.records import Dataset, HeadFacts, encode
 from topwork.statistics import class_weights
-from topwork.watch import SILENT, Clock, Watch
+from topwork.watch import SILENT, Watch
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All that one pass and the probes say, before anything is decided."""
+    """All that one pass through a backbone and the probes say, before anything is decided."""
 
     dataset: Dataset
     locked: str
@@ -38,57 +36,16 @@ class Measured:
     probes: tuple[probe.Probe, ...]
     cache: Path
     evidence: plan.Evidence
-    scores: tuple[CutScore, ...]
+
+    @property
+    def ridges(self) -> tuple[float, ...]:
+        """The penalty chosen at each cut."""
+        return tuple(float(p.penalties[p.best]) for p in self.probes)
 
     @property
     def locked_rows(self) -> NDArray[np.int64]:
         """Rows of the images that the result is measured on, where some are locked."""
         return np.flatnonzero([e.part == "test" for e in self.dataset.examples])
-
-
-def measure(
-    folder: str | Path,
-    *,
-    backbone: str = zoo.EMBEDDED,
-    weights: str | Path | None = None,
-    size: int | None = None,
-    seed: int = 0,
-    delta: float = plan.DELTA,
-    cache: str | Path | None = None,
-    balance: bool = False,
-    cuts: Sequence[str | None] = (),
-    watch: Watch = SILENT,
-    clock: Clock | None = None,
-) -> Measured:
-    """Look at the data, pass every image through the backbone once, and score every cut.
-
-    `balance`: every class weighs alike, whatever the number of its images; accuracies of cuts are then balanced.
-    `cuts` are names that must be cuts of the backbone: a wrong one is told before the pass, not after it.
-    """
-    clock = clock or Clock()
-    if not 0 <= delta < 1:
-        raise UsageError(f"--delta {delta}: expected a share of accuracy from 0 to below 1, such as 0.01")
-    root = Path(folder)
-    with clock.time("look"):
-        dataset = data.read_folder(root, watch=watch)
-        dataset, locked = data.lock(dataset, seed)
-    watch.show("data", dataset)
-    with clock.time("load"):
-        loaded = zoo.load(backbone, weights=Path(weights) if weights else None, size_px=size)
-    for name in cuts:
-        if name is not None:
-            loaded.index(name)
-    watch.show("backbone", loaded.facts)
-    with clock.time("pass"):
-        home = cache_folder(cache)
-        seen = features.measure(loaded, root, dataset.examples, cache=home, watch=watch)
-        if seen.faults:
-            dataset = data.without(dataset, seen.faults)
-            watch.show("faults", seen.faults)
-    with clock.time("probe"):
-        measured = _probed(dataset, locked, loaded, seen, balance, home, watch)
-    watch.show("scores", measured.scores)
-    return measured
 
 
 def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
@@ -102,20 +59,91 @@ def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
         )
         return {**memo.arrays(found), "facts": np.frombuffer(encode(found.facts), np.uint8)}
 
-    digests = " ".join(m.dataset.examples[i].digest for i in m.rows)
-    inputs: list[memo.Input] = [
+    found: dict[str, Any] = memo.remembered(m.cache / "heads", _inputs(m, (chosen,), seed), compute)
+    facts = msgspec.json.decode(found["facts"].tobytes(), type=HeadFacts)
+    return head.Head(**{**found, "facts": facts, "temperature": facts.temperature})
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The head that goes on frozen layers, and the cuts that it reads."""
+
+    head: head.Head
+    taps: tuple[int, ...]  # positions of the cuts, rising; the last one is where the network is cut
+    gain: tuple[float, float] | None  # of reading several depths, with its lower 90% bound; None where not tested
+    rival: NDArray[np.bool_] | None  # (n,) where the head of several depths is right out of fold, where it was tested
+    plain: NDArray[np.bool_]  # (n,) where the head of one depth is
+
+    def features(self, m: Measured, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What the head reads of these images: the pooled features of its cuts, one after the other."""
+        return np.concatenate([m.features.at(k, rows) for k in self.taps], axis=1)
+
+
+def frozen_head(m: Measured, chosen: int, seed: int, *, several: bool) -> Frozen:
+    """The head at the chosen cut; or, where a paired test says that it is better, one that reads `several` depths.
+
+    The weights of the depths are fitted to the cuts' leave-one-out scores. Only where the sum is shown to beat the
+    chosen cut's own leave-one-out scores is it tested again against the head itself, both out of the same folds.
+    """
+    fitted = fitted_head(m, chosen, seed)
+    alone = Frozen(fitted, (chosen,), None, None, fitted.right)
+    if not several or len(m.probes) < 2:
+        return alone
+    labels, classes = m.labels[m.rows], len(m.dataset.classes)
+    fold = head.folds(labels, m.groups, seed)
+    first = stack.stack([p.scores for p in m.probes], labels, classes, fold, importance=m.importance)
+    probe_right = m.probes[chosen].scores.argmax(axis=1) == labels
+    if len(first.used) < 2 or stack.gain(first.right, probe_right, m.groups, m.importance)[1] <= 0:
+        return alone
+    used = first.used
+
+    def compute() -> memo.Arrays:
+        by_fold = [
+            probe.probe(
+                m.features.at(k, m.rows), labels, classes, groups=fold, importance=m.importance,
+                penalties=m.probes[k].penalties[[m.probes[k].best]],
+            ).scores
+            for k in used
+        ]  # fmt: skip
+        again = stack.stack(by_fold, labels, classes, fold, importance=m.importance)
+        w, b = stack.fit(
+            (m.features.at(k, m.rows) for k in used), labels, classes, [m.probes[k] for k in used],
+            first.weights[list(used)], importance=m.importance,
+        )  # fmt: skip
+        return {"scores": again.scores, "right": again.right, "weight": w, "bias": b}
+
+    found = memo.remembered(m.cache / "heads", ["several depths", stack.FORMULA, *_inputs(m, used, seed)], compute)
+    right = found["right"].astype(bool)
+    gain = stack.gain(right, fitted.right, m.groups, m.importance)
+    if gain[1] <= 0:
+        return replace(alone, gain=gain, rival=right)
+    shares = first.weights[list(used)] / first.weights.sum()
+    parts = ", ".join(f"{m.features.cuts[k]} {share:.0%}" for k, share in zip(used, shares, strict=True))
+    accuracy = float(np.average(right, weights=m.importance))
+    facts = replace(
+        fitted.facts, kind="several depths", temperature=head.temperature(found["scores"], labels),
+        reason=f"several depths ({parts}): right on {accuracy:.1%} out of fold, {100 * gain[0]:+.1f} points against the"
+        f" head of one depth on the same folds (lower 90% bound {100 * gain[1]:+.1f}); that one was {fitted.facts.reason}",
+    )  # fmt: skip
+    several_head = replace(
+        fitted, weight=found["weight"], bias=found["bias"], temperature=facts.temperature, facts=facts,
+        scores=found["scores"], right=right,
+    )  # fmt: skip
+    return Frozen(several_head, used, gain, right, fitted.right)
+
+
+def _inputs(m: Measured, cuts: tuple[int, ...], seed: int) -> list[memo.Input]:
+    """All that a head on these cuts depends on."""
+    return [
         head.FORMULA,
         probe.FORMULA,
         features.key(m.backbone),
-        m.features.cuts[chosen],
-        digests,
+        *(m.features.cuts[k] for k in cuts),
+        " ".join(m.dataset.examples[i].digest for i in m.rows),
         str(seed),
-        labels,
+        m.labels[m.rows],
         np.zeros(0) if m.importance is None else m.importance,
     ]
-    found: dict[str, Any] = memo.remembered(m.cache / "heads", inputs, compute)
-    facts = msgspec.json.decode(found["facts"].tobytes(), type=HeadFacts)
-    return head.Head(**{**found, "facts": facts, "temperature": facts.temperature})
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
@@ -123,12 +151,13 @@ def cache_folder(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("TOPWORK_CACHE") or platformdirs.user_cache_dir("topwork"))
 
 
-def _probed(
-    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, balance: bool, cache: Path,
-    watch: Watch,
+def probed(
+    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, *, balance: bool, cache: Path,
+    watch: Watch = SILENT,
 ) -> Measured:  # fmt: skip
     """Every cut's exact leave-one-out scores, cuts side by side, one BLAS thread each.
 
+    `balance`: every class weighs alike, whatever the number of its images; accuracies of cuts are then balanced.
     One thread each, because BLAS threads that wait for each other spin: with another process on
     the machine that cost a factor of ten.
     """
@@ -172,13 +201,10 @@ def _probed(
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
     work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts)
     evidence = plan.Evidence(
-        loaded.name, seen.cuts, seen.cost_shares, work, correct, shared, importance, near, confidence, spread
-    )
-    ridges = tuple(float(p.penalties[p.best]) for p in probes)
-    scores = plan.scores(evidence, seen.widths, ridges)
-    return Measured(
-        dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes), cache, evidence, scores
-    )
+        loaded.name, loaded.preprocessing.crop_px, seen.cuts, seen.cost_shares, work,
+        1000 * float(seen.seconds[1:].sum()), correct, shared, importance, near, confidence, spread,
+    )  # fmt: skip
+    return Measured(dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes), cache, evidence)
 
 
 def _thinned(p: probe.Probe) -> probe.Probe:

@@ -1,13 +1,16 @@
 """So what should be done, and why?
 
-A pure function of measurements: no files, no clock, no network. The choice is the cheapest cut whose
-paired deficit to the best has a 95% upper bound of at most delta; where the data cannot tell, the
-plan says so, and how many more images would.
+A pure function of measurements: no files, no clock, no network. Backbones and their cuts are compared as
+one list of places, all on the same images. The choice is the cheapest place whose paired deficit to the
+best has a 95% upper bound of at most delta; where the data cannot tell, the plan says so, and how many
+more images would.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,20 +38,31 @@ MOST_MORE = 100
 """More than this many times the images at hand is no advice; then the plan says that they are equal."""
 
 
+Z99 = 2.575829
+"""Two-sided 99% quantile of the normal distribution: a backbone is given up early only where hardly any doubt is left,
+since its accuracy, too, grows with the images."""
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured. Cuts in order from input to output; n images, K cuts."""
+    """What was measured of one backbone. Cuts in order from input to output; n images, K cuts."""
 
     backbone: str
+    size_px: int  # of its input
     cuts: tuple[str, ...]
     cost_shares: tuple[float, ...]  # (K,) of the whole backbone's forward time, rising
     mac_shares: tuple[float, ...]  # (K,) of its multiply-adds, rising
+    forward_ms: float  # of the whole backbone for one image
     correct: NDArray[np.bool_]  # (n, K) leave-one-out, each cut at its own penalty
     groups: NDArray[np.int64] | None = None  # (n,) images that are not independent
     importance: Floats | None = None  # (n,) how much each image weighs, of mean 1: accuracies are then balanced
     neighbour_accuracy: float = math.nan
     source_confidence: float | None = None
     source_spread: float | None = None
+
+    def cost_ms(self, k: int) -> float:
+        """Forward time of the layers up to cut k, for one image."""
+        return self.cost_shares[k] * self.forward_ms
 
 
 @dataclass(frozen=True)
@@ -85,96 +99,212 @@ def cheapest(high: Floats, delta: float) -> int:
     return int(np.flatnonzero(high <= delta + 1e-12)[0])
 
 
-def scores(evidence: Evidence, dims: tuple[int, ...], ridges: tuple[float, ...]) -> tuple[CutScore, ...]:
-    """The depth table: one row per cut."""
-    d = deficits(evidence.correct, evidence.groups, evidence.importance)
-    shares = _accuracy(evidence)
-    n = independent(evidence.groups, len(evidence.correct), evidence.importance)
-    rows = []
-    for k, cut in enumerate(evidence.cuts):
-        accuracy = float(shares[k])
+def places(evidences: Sequence[Evidence], cut: str | None = None) -> list[tuple[int, int]]:
+    """(backbone, cut) by their indices, the cheapest first; only those cuts of this name, where one is given.
+
+    A place is a backbone with a cut. Of equally dear ones the backbone that was named first comes first.
+    """
+    found = [(e, k) for e, evidence in enumerate(evidences) for k, name in enumerate(evidence.cuts)]
+    found = [(e, k) for e, k in found if cut is None or evidences[e].cuts[k] == cut]
+    return sorted(found, key=lambda place: evidences[place[0]].cost_ms(place[1]))
+
+
+def scores(
+    evidences: Sequence[Evidence], dims: Sequence[Sequence[int]], ridges: Sequence[Sequence[float]]
+) -> tuple[tuple[CutScore, ...], ...]:
+    """The depth tables: one per backbone, one row per cut; deficits are to the best place of all."""
+    field = _field(evidences)
+    n = independent(evidences[0].groups, len(evidences[0].correct), evidences[0].importance)
+    rows: dict[tuple[int, int], CutScore] = {}
+    for p, (e, k) in enumerate(field.places):
+        accuracy = float(field.accuracy[p])
         low, high = wilson(accuracy, n)
-        rows.append(
-            CutScore(
-                cut, evidence.cost_shares[k], accuracy, low, high,
-                float(d.value[k]), float(d.low[k]), float(d.high[k]), dims[k], ridges[k],
-            )
+        rows[e, k] = CutScore(
+            evidences[e].cuts[k], evidences[e].cost_shares[k], evidences[e].cost_ms(k), accuracy, low, high,
+            float(field.d.value[p]), float(field.d.low[p]), float(field.d.high[p]), dims[e][k], ridges[e][k],
         )  # fmt: skip
-    return tuple(rows)
+    return tuple(tuple(rows[e, k] for k in range(len(evidence.cuts))) for e, evidence in enumerate(evidences))
 
 
-def decide(evidence: Evidence, *, delta: float = DELTA, cut: str | None = None) -> Plan:
-    """Backbone, cut and strategy, each with the measurement behind it. `cut` is one that was asked for."""
-    d = deficits(evidence.correct, evidence.groups, evidence.importance)
-    chosen = cheapest(d.high, delta) if cut is None else evidence.cuts.index(cut)
-    similarity = _similarity(evidence, d)
-    undecided = _undecided(evidence, d, chosen, delta) if cut is None else None
-    reasons = [_cut_reason(evidence, d, chosen, delta) if cut is None else _asked_reason(evidence, d, chosen)]
+def decide(*evidences: Evidence, delta: float = DELTA, cut: str | None = None) -> Plan:
+    """Backbone, cut and strategy, each with the measurement behind it. `cut` is one that was asked for.
+
+    All evidences are of the same images. Raises ValueError where none has the cut.
+    """
+    field = _field(evidences)
+    allowed = [field.places.index(place) for place in places(evidences, cut)]
+    if not allowed:
+        raise ValueError(f"no backbone has a cut {cut!r}")
+    own = deficits(field.correct[:, allowed], evidences[0].groups, evidences[0].importance)
+    chosen = allowed[cheapest(own.high, delta)]
+    e, k = field.places[chosen]
+    evidence, best = evidences[e], field.places[field.d.best]
+    similarity = _similarity(evidence)
+    undecided = _undecided(field, chosen, delta) if cut is None else None
+    reasons = [_cut_reason(field, chosen, delta) if cut is None else _asked_reason(field, chosen)]
+    if len(evidences) > 1:
+        reasons.append(_ranking_reason(field))
     if undecided is not None:
         reasons.append(undecided[1])
     if evidence.importance is not None:
         reasons.append(
-            f"Classes weigh alike: cuts are compared by balanced accuracy, {_accuracy(evidence)[chosen]:.1%} at"
-            f" {evidence.cuts[chosen]}; counting every image alike it is {evidence.correct[:, chosen].mean():.1%}."
+            f"Classes weigh alike: cuts are compared by balanced accuracy, {field.accuracy[chosen]:.1%} at"
+            f" {field.name(chosen)}; counting every image alike it is {field.correct[:, chosen].mean():.1%}."
         )
     reasons.append(similarity.reason)
     reasons.append("Head only: the kept layers stay as they were learnt, so each image passes through them once.")
     return Plan(
-        evidence.backbone, evidence.cuts[chosen], evidence.cuts[d.best], "head", None, delta,
-        undecided is None, None if undecided is None else undecided[0],
-        evidence.cost_shares[chosen], similarity, tuple(reasons),
+        evidence.backbone, evidence.size_px, evidence.cuts[k],
+        evidences[best[0]].backbone, evidences[best[0]].size_px, evidences[best[0]].cuts[best[1]],
+        "head", None, delta, undecided is None, None if undecided is None else undecided[0],
+        evidence.cost_shares[k], evidence.cost_ms(k), similarity, tuple(reasons),
     )  # fmt: skip
 
 
-def tuned(plan: Plan, tuning: Tuning, evidence: Evidence, *, asked: bool = False) -> Plan:
+def hopeless(evidences: Sequence[Evidence], delta: float) -> tuple[str | None, ...]:
+    """For each backbone: why it cannot be chosen any more, or None while it can.
+
+    It cannot where each of its cuts is shown, beyond a doubt of 1%, to lie more than delta below the best place.
+    """
+    field = _field(evidences)
+    low = field.d.value - Z99 * field.d.error
+    found: list[str | None] = []
+    for e, evidence in enumerate(evidences):
+        mine = [p for p, place in enumerate(field.places) if place[0] == e]
+        best = max(mine, key=lambda p: field.accuracy[p])
+        if (low[mine] > delta).all():
+            found.append(
+                f"stopped after {len(evidence.correct)} images: its best cut, {evidence.cuts[field.places[best][1]]},"
+                f" is right on {field.accuracy[best]:.1%}, {field.name(field.d.best)} on"
+                f" {field.accuracy[field.d.best]:.1%}, at least {_points(float(low[best]))} more (99%)"
+            )
+        else:
+            found.append(None)
+    return tuple(found)
+
+
+def stacked(plan: Plan, evidence: Evidence, cut: str, reason: str) -> Plan:
+    """The plan where the head reads several depths, up to `cut`: that is what it costs."""
+    k = evidence.cuts.index(cut)
+    *reasons, last = plan.reasons
+    text = f"The head reads {reason}. The deepest one, {cut}, is what counts for the cost: {evidence.cost_shares[k]:.0%}."
+    return replace(
+        plan, cut=cut, kept_cost=evidence.cost_shares[k], cost_ms=evidence.cost_ms(k), reasons=(*reasons, text, last)
+    )
+
+
+def tuned(plan: Plan, tuning: Tuning, evidences: Sequence[Evidence], *, asked: bool = False) -> Plan:
     """The plan after training was tried: what replaced the frozen model, or why nothing did."""
     *reasons, _ = plan.reasons  # the last one says that the kept layers stay as they are
     if not tuning.replaced or tuning.recipe is None:
         why = f"The kept layers stay as they were learnt; {tuning.reason}"
         return replace(plan, reasons=(*reasons, why))
     recipe = tuning.recipe
-    kept = evidence.cost_shares[evidence.cuts.index(recipe.cut)]
-    cost = "" if recipe.cut == plan.cut else f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
+    evidence = next(e for e in evidences if (e.backbone, e.size_px) == (tuning.backbone, tuning.size_px))
+    k = evidence.cuts.index(recipe.cut)
+    kept = evidence.cost_shares[k]
+    same = (plan.backbone, plan.size_px) == (tuning.backbone, tuning.size_px)
+    cost = ""
+    if not same:
+        cost = f" It is {_label(evidence, evidences)}, cut after {recipe.cut}, at {evidence.cost_ms(k):.3g} ms per image."
+    elif recipe.cut != plan.cut:
+        cost = f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
     how = "Trained as asked" if asked else "The trained model replaces the frozen one"
     return replace(
-        plan, cut=recipe.cut, strategy=recipe.strategy, recipe=recipe, kept_cost=kept,
+        plan, backbone=evidence.backbone, size_px=evidence.size_px, cut=recipe.cut, strategy=recipe.strategy,
+        recipe=recipe, kept_cost=kept, cost_ms=evidence.cost_ms(k),
+        similarity=plan.similarity if same else _similarity(evidence),
         reasons=(*reasons, f"{how}: {tuning.reason}{cost}"),
     )  # fmt: skip
 
 
-def _asked_reason(evidence: Evidence, d: Deficits, chosen: int) -> str:
-    accuracy = _accuracy(evidence)
+@dataclass(frozen=True)
+class _Field:
+    """All places of all backbones on the same images, the cheapest first; P places."""
+
+    evidences: Sequence[Evidence]
+    places: list[tuple[int, int]]
+    correct: NDArray[np.bool_]  # (n, P)
+    accuracy: Floats  # (P,)
+    d: Deficits
+
+    def name(self, p: int) -> str:
+        """A cut's name; with its backbone's, where there are several."""
+        e, k = self.places[p]
+        cut = self.evidences[e].cuts[k]
+        return cut if len(self.evidences) == 1 else f"{_label(self.evidences[e], self.evidences)} {cut}"
+
+    def cost(self, p: int) -> str:
+        """In words: a share where there is one backbone, else also in milliseconds."""
+        e, k = self.places[p]
+        share = f"{self.evidences[e].cost_shares[k]:.0%} of the backbone's cost"
+        if len(self.evidences) == 1:
+            return share
+        return f"{self.evidences[e].cost_ms(k):.3g} ms per image ({share})"
+
+
+def _field(evidences: Sequence[Evidence]) -> _Field:
+    order = places(evidences)
+    correct = np.stack([evidences[e].correct[:, k] for e, k in order], axis=1)
+    accuracy = _shares(correct, evidences[0].importance)
+    return _Field(evidences, order, correct, accuracy, deficits(correct, evidences[0].groups, evidences[0].importance))
+
+
+def _label(evidence: Evidence, evidences: Sequence[Evidence]) -> str:
+    """A backbone's name; with its input size where it was measured at several."""
+    several = Counter(e.backbone for e in evidences)[evidence.backbone] > 1
+    return f"{evidence.backbone} at {evidence.size_px} px" if several else evidence.backbone
+
+
+def _asked_reason(field: _Field, chosen: int) -> str:
+    best = field.d.best
     return (
-        f"Cut after {evidence.cuts[chosen]}, as asked: {accuracy[chosen]:.1%} right leave-one-out, at"
-        f" {evidence.cost_shares[chosen]:.0%} of the backbone's cost; the best cut, {evidence.cuts[d.best]}, is right"
-        f" on {accuracy[d.best]:.1%}."
+        f"Cut after {field.name(chosen)}, as asked: {field.accuracy[chosen]:.1%} right leave-one-out, at"
+        f" {field.cost(chosen)}; the best cut, {field.name(best)}, is right on {field.accuracy[best]:.1%}."
     )
 
 
-def _cut_reason(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> str:
-    name, best = evidence.cuts[chosen], evidence.cuts[d.best]
-    accuracy = _accuracy(evidence)
-    cost = f"{evidence.cost_shares[chosen]:.0%} of the backbone's cost"
+def _cut_reason(field: _Field, chosen: int, delta: float) -> str:
+    d, name, best = field.d, field.name(chosen), field.name(field.d.best)
     if chosen == d.best:
-        text = f"Cut after {name}: the best place, {accuracy[chosen]:.1%} right leave-one-out, at {cost}."
+        text = f"Cut after {name}: the best place, {field.accuracy[chosen]:.1%} right leave-one-out, at"
+        text += f" {field.cost(chosen)}."
         if chosen:
             text += f" No cheaper cut is shown to be within {_points(delta)} of it."
         return text
     return (
-        f"Cut after {name}: the cheapest place within {_points(delta)} of the best ({best}, {accuracy[d.best]:.1%});"
-        f" it is right on {accuracy[chosen]:.1%}, and its deficit of {_points(d.value[chosen])} is at most"
-        f" {_points(d.high[chosen])} with 95% confidence. It keeps {cost}."
+        f"Cut after {name}: the cheapest place within {_points(delta)} of the best ({best},"
+        f" {field.accuracy[d.best]:.1%}); it is right on {field.accuracy[chosen]:.1%}, and its deficit of"
+        f" {_points(d.value[chosen])} is at most {_points(d.high[chosen])} with 95% confidence. It keeps"
+        f" {field.cost(chosen)}."
     )
 
 
-def _undecided(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> tuple[int | None, str] | None:
+def _ranking_reason(field: _Field) -> str:
+    """The backbones by their best places, each with its paired interval to the best of all."""
+    best: dict[int, int] = {}
+    for p, (e, _) in enumerate(field.places):
+        if e not in best or field.accuracy[p] > field.accuracy[best[e]] + 1e-9:
+            best[e] = p
+    parts = []
+    for p in sorted(best.values(), key=lambda p: (p != field.d.best, -field.accuracy[p])):
+        part = f"{field.name(p)} {field.accuracy[p]:.1%}"
+        if p != field.d.best:
+            shown = "shown to be worse" if field.d.low[p] > 0 else "not shown to be worse"
+            between = f"{_points(float(field.d.low[p]))} to {_points(float(field.d.high[p]))}"
+            part += f" ({_points(float(field.d.value[p]))} less, 95% interval {between}, {shown})"
+        parts.append(part)
+    return f"The best place of each backbone: {'; '.join(parts)}."
+
+
+def _undecided(field: _Field, chosen: int, delta: float) -> tuple[int | None, str] | None:
     """How many more images would decide, and the sentence; None where the data can tell.
 
-    Open are the cheaper cuts that are neither shown to be within delta nor shown to be worse. Of these
+    Open are the cheaper places that are neither shown to be within delta nor shown to be worse. Of these
     the one that would be decided soonest is quoted: an interval of half-width |delta - deficit| needs
     (1.96 sd / |delta - deficit|)^2 images, which is method.md's (1.96 sd / delta)^2 at no deficit.
     """
-    n = len(evidence.correct)
+    n, d = len(field.correct), field.d
     still_open = [k for k in range(chosen) if d.low[k] <= delta < d.high[k]]
     if not still_open:
         return None
@@ -186,10 +316,10 @@ def _undecided(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> tu
     pick = int(np.argmin(more))
     k = still_open[pick]
     others = len(still_open) - 1
-    names = evidence.cuts[k] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
+    names = field.name(k) + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
     text = (
         f"Undecided whether a cheaper cut would do: {names} may be within {_points(delta)} or not"
-        f" (deficit of {evidence.cuts[k]} {_points(d.value[k])}, 95% interval {_points(d.low[k])} to"
+        f" (deficit of {field.name(k)} {_points(d.value[k])}, 95% interval {_points(d.low[k])} to"
         f" {_points(d.high[k])})"
     )
     if more[pick] > MOST_MORE * n:
@@ -198,8 +328,9 @@ def _undecided(evidence: Evidence, d: Deficits, chosen: int, delta: float) -> tu
     return count, text + f"; about {count} more images would tell."
 
 
-def _similarity(evidence: Evidence, d: Deficits) -> Similarity:
+def _similarity(evidence: Evidence) -> Similarity:
     """In words: do the deep layers, which know the old task's classes, still help to tell the new ones apart?"""
+    d = deficits(evidence.correct, evidence.groups, evidence.importance)
     accuracy = _accuracy(evidence)
     last = len(evidence.cuts) - 1
     early = _early(evidence)
@@ -249,8 +380,12 @@ def _early(evidence: Evidence) -> int:
 
 def _accuracy(evidence: Evidence) -> Floats:
     """Share of right answers at each cut, images weighed by their importance: (K,)."""
-    weight = np.ones(len(evidence.correct)) if evidence.importance is None else evidence.importance
-    shares: Floats = weight @ evidence.correct / len(evidence.correct)
+    return _shares(evidence.correct, evidence.importance)
+
+
+def _shares(correct: NDArray[np.bool_], importance: Floats | None) -> Floats:  # (n, P) to (P,)
+    weight = np.ones(len(correct)) if importance is None else importance
+    shares: Floats = weight @ correct / len(correct)
     return shares
 
 

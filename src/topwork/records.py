@@ -171,14 +171,38 @@ class CutScore:
 
     cut: str
     cost_share: float  # measured seconds of the kept layers over those of the whole backbone, 0..1
+    cost_ms: float  # measured forward time of the kept layers for one image
     accuracy: float
     low: float
     high: float
-    deficit: float  # accuracy of the best cut minus this one's, on the same images
+    deficit: float  # accuracy of the best place (of all backbones) minus this one's, on the same images
     deficit_low: float
     deficit_high: float
     dims: int
     ridge: float  # the ridge penalty chosen, as a multiple of trace(X'X) / d
+
+
+Fate = Literal["chosen", "measured", "stopped", "left out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What became of one backbone that was asked for, at one input size."""
+
+    backbone: str
+    size_px: int
+    fate: Fate
+    reason: str
+    top1: float | None  # on ImageNet, 0..1, as its publisher states it for these weights
+    n: int  # images that it was judged on; 0 where it was left out
+    forward_ms: float | None  # of the whole backbone for one image; predicted where it was left out for its cost
+    facts: BackboneFacts | None  # None where it could not be loaded or cut
+    scores: tuple[CutScore, ...]  # its depth table; empty where it was left out
+
+    @property
+    def best(self) -> CutScore | None:
+        """Its most accurate cut, the first of equals."""
+        return max(self.scores, key=lambda s: s.accuracy, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +229,18 @@ class Plan:
     """What should be done, and why, in words."""
 
     backbone: str
+    size_px: int  # of its input
     cut: str
+    best_backbone: str  # the backbone, its input size and the cut that were most accurate, frozen
+    best_size_px: int
     best_cut: str
     strategy: Strategy
     recipe: Recipe | None  # how the kept layers were trained; None where they stay as they were learnt
     delta: float  # accuracy that a cheaper cut may cost, 0..1
     decided: bool
     more_images: int | None  # about how many more labelled images would decide; None where decided
-    kept_cost: float
+    kept_cost: float  # share of the backbone's forward time, 0..1
+    cost_ms: float  # measured forward time of the kept layers for one image
     similarity: Similarity
     reasons: tuple[str, ...]
 
@@ -221,6 +249,8 @@ class Plan:
 class Trial:
     """One training of a candidate on all folds but one, judged on that one."""
 
+    backbone: str
+    size_px: int
     recipe: Recipe
     rung: str  # "short", "long" or "test"
     fold: int
@@ -239,6 +269,8 @@ class Tuning:
     budget_seconds: float
     spent_seconds: float
     trials: tuple[Trial, ...]
+    backbone: str  # whose layers the recipe is for
+    size_px: int
     recipe: Recipe | None  # of the candidate that came furthest
     gain: float | None  # its accuracy minus the frozen model's, on images that chose neither
     gain_low: float | None  # lower 90% bound (one-sided) of the gain
@@ -251,7 +283,7 @@ class Tuning:
 class HeadFacts:
     """Which linear head was fitted, and what it was weighed against on the same folds."""
 
-    kind: Literal["ridge", "logistic"]
+    kind: Literal["ridge", "logistic", "several depths"]
     penalty: float
     temperature: float
     ridge_accuracy: float  # out of fold
@@ -303,9 +335,9 @@ class Options:
     """What a fit was asked for. None: measured, or the backbone's own."""
 
     folder: str
-    backbone: str
+    backbones: tuple[str, ...]
     weights: str | None = None
-    size: int | None = None  # px
+    sizes: tuple[int | Literal["auto"], ...] = ()  # px; none: each backbone's own
     strategy: Literal["auto"] | Strategy = "auto"
     cut: str | None = None
     unfreeze: str | None = None
@@ -313,6 +345,7 @@ class Options:
     epochs: int | None = None
     flip: bool = True
     balance: bool = False
+    several_depths: bool = True
     budget: str | None = None  # seconds as a number, or such as 90s, 10m, 1h, 40fe
     delta: float = 0.01
     seed: int = 0
@@ -329,8 +362,7 @@ class RunRecord:
     name: str
     options: Options
     data: DataFacts
-    backbone: BackboneFacts
-    scores: tuple[CutScore, ...]
+    backbones: tuple[Standing, ...]  # the chosen one first, then by accuracy
     plan: Plan
     head: HeadFacts
     metrics: Metrics
@@ -339,6 +371,18 @@ class RunRecord:
     engine: str
     versions: dict[str, str]
     warnings: tuple[str, ...]
+
+    @property
+    def backbone(self) -> BackboneFacts:
+        """The chosen backbone."""
+        facts = self.backbones[0].facts
+        assert facts is not None, "what was chosen was measured"
+        return facts
+
+    @property
+    def scores(self) -> tuple[CutScore, ...]:
+        """The chosen backbone's depth table."""
+        return self.backbones[0].scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,10 +394,11 @@ class ModelFacts:
     backbone: str
     fingerprint: str
     cut: str
+    taps: tuple[str, ...]  # cuts whose pooled features the head reads, in order; the last one is `cut`
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     temperature: float
-    channels: int
+    channels: int  # that the head reads, over all taps
     head: str
     kept_cost: float
     accuracy: Estimate

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from topwork import model
+from topwork import model, pictures
 from topwork.errors import DataError, TopworkError, UsageError
+from topwork.files import write
 from topwork.records import CutScore, Metrics, Options, Plan, RunRecord, decode, encode
 
 RUNS = Path("runs")
@@ -100,13 +101,6 @@ def unfinished(target: Path) -> Options:
     return decode(file.read_bytes(), Options, where=str(file))
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it: whoever reads finds the old one or the new one, whole."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    aside.write_bytes(content)
-    aside.replace(path)
-
-
 def free_folder(source: Path, out: str | Path | None) -> Path:
     """Where a run goes: `out`, or runs/NAME after the images' folder; never a folder that exists."""
     if out is not None:
@@ -142,6 +136,8 @@ def save(
         kept.save(aside / "model")
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, on=record.data.locked)
         (aside / "run.json").write_bytes(encode(record))
+        if sum(bool(s.scores) for s in record.backbones) > 1:
+            pictures.write(aside / "depth.svg", record.backbones, record.plan)
         if target.exists():  # made by someone else meanwhile
             raise UsageError(
                 f"--out {target}: was made by something else meanwhile and is not overwritten; name another folder"

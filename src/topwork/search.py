@@ -308,8 +308,9 @@ class Search:
         if np.isfinite(logits).all():  # else the rate was too high, and the weights are no numbers any more
             log_p = log_softmax(logits / temperature(logits, labels), axis=1)
             loss = float(-log_p[np.arange(len(held)), labels].mean())
+        backbone = self.task.store.backbone
         trial = Trial(
-            recipe, rung, fold, len(held), float((logits.argmax(axis=1) == labels).mean()), loss,
+            backbone.name, backbone.preprocessing.crop_px, recipe, rung, fold, len(held), float((logits.argmax(axis=1) == labels).mean()), loss,
             float(self.baseline.correct[held].mean()), seconds,
             tuple(round(float(v), 4) for v in found["curve"][:, 0]),
         )  # fmt: skip
@@ -365,7 +366,11 @@ class Search:
         self, recipe: Recipe | None, gain: tuple[float, float, int] | None, *, replaced: bool, reason: str
     ) -> Tuning:
         value, low, n = gain if gain is not None else (None, None, 0)
-        return Tuning(self.budget, self.spent, tuple(self.trials), recipe, value, low, n, replaced, reason + ".")
+        backbone = self.task.store.backbone
+        return Tuning(
+            self.budget, self.spent, tuple(self.trials), backbone.name, backbone.preprocessing.crop_px,
+            recipe, value, low, n, replaced, reason + ".",
+        )  # fmt: skip
 
     def _left(self) -> float:
         return self.budget - self.spent

@@ -20,6 +20,9 @@ from topwork.probe import CHUNK, Floats, Ints, Probe, Standardised, factor
 from topwork.probe import weights as ridge
 from topwork.statistics import paired_gain
 
+FORMULA = "1"
+"""Raised by every change that can change a number here; results kept under another one are not read."""
+
 LEAST_SHARE = 0.05
 """Share of all weight below which a cut is left out: it moves scores by a twentieth of their range at most, and
 each cut that is read adds its channels to the head and a pooling to every prediction."""

@@ -11,7 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from topwork.records import BackboneFacts, CutScore, Dataset, Estimate, Fault, Metrics, Plan, RunRecord, Trial
+from topwork.records import (
+    BackboneFacts,
+    CutScore,
+    Dataset,
+    Estimate,
+    Fault,
+    Metrics,
+    Plan,
+    RunRecord,
+    Standing,
+    Trial,
+)
 
 STAGES = {
     "look": "Looking at the files",
@@ -26,6 +37,7 @@ LOCKED = ("test folder", "val folder", "held-out part")
 
 BAR = 24  # characters of an accuracy bar
 WITH_BARS = 78  # columns of a terminal from which bars leave room for the numbers beside them
+WITH_INTERVALS = 100  # columns from which the ranking of backbones has room for each one's own interval
 SHOWN_FAULTS = 12
 SHOWN_CLASSES = 20
 
@@ -81,8 +93,10 @@ class TerminalWatch:
             backbone(self._console, fact)
         elif what == "faults" and isinstance(fact, tuple):
             faults(self._console, fact)
-        elif what == "scores" and isinstance(fact, tuple):
-            self._scores = fact
+        elif what == "dropped" and isinstance(fact, Standing):
+            dropped(self._console, fact)
+        elif what == "standings" and isinstance(fact, tuple):
+            self._standings = fact
         elif what == "budget" and isinstance(fact, tuple):
             budget(self._console, *fact)
         elif isinstance(fact, Trial):
@@ -90,7 +104,8 @@ class TerminalWatch:
         elif what == "tuning" and isinstance(fact, Plan):
             self._console.print(f"  - {escape(fact.reasons[-1])}", highlight=False)
         elif isinstance(fact, Plan):
-            depth(self._console, self._scores, fact)
+            depth(self._console, self._standings[0].scores, fact)
+            ranking(self._console, self._standings)
             plan(self._console, fact)
 
 
@@ -136,6 +151,40 @@ def backbone(console: Console, facts: BackboneFacts) -> None:
     )
 
 
+def dropped(console: Console, standing: Standing) -> None:
+    """A backbone that is out of the running, and why."""
+    name = f"{standing.backbone} at {standing.size_px} px"
+    console.print(f"[yellow]{standing.fate.capitalize()}[/]  {escape(name)}: {escape(standing.reason)}", highlight=False)
+
+
+def ranking(console: Console, standings: Sequence[Standing]) -> None:
+    """The backbones by their best cuts, where there are several."""
+    ranked = [s for s in standings if s.best is not None]
+    if len(ranked) < 2:
+        return
+    several = len({s.backbone for s in ranked}) < len(ranked)
+    intervals = console.width >= WITH_INTERVALS
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("backbone", overflow="fold")
+    table.add_column("best cut", overflow="fold")
+    for name in ("accuracy", *(["95%"] if intervals else []), "ms", "behind (95%)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for s in ranked:
+        best = s.best
+        assert best is not None
+        between = f"{100 * best.deficit_low + 0.0:.1f} to {100 * best.deficit_high + 0.0:.1f}"
+        table.add_row(
+            escape(f"{s.backbone} {s.size_px} px" if several else s.backbone), escape(best.cut), f"{best.accuracy:.1%}",
+            *([f"{100 * best.low:.1f}-{100 * best.high:.1f}"] if intervals else []), f"{best.cost_ms:.3g}",
+            "" if best.deficit_high <= 0 else f"{100 * best.deficit + 0.0:.1f} ({between})",
+            "<- chosen" if s.fate == "chosen" else f"stopped at {s.n}" if s.fate == "stopped" else "",
+            style="bold green" if s.fate == "chosen" else "",
+        )  # fmt: skip
+    console.print("\nBackbones, each at its best cut: ms per image up to it, points behind the best", style="italic")
+    console.print(table)
+
+
 def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
     """The depth curve: a bar per cut, its interval beside it, and what it costs."""
     floor = max(0.0, min(s.low for s in scores) - 0.02)
@@ -148,7 +197,8 @@ def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
     table.add_column("", no_wrap=True)
     for score in scores:
         chosen = score.cut == decided.cut
-        note = "chosen" if chosen else "best" if score.cut == decided.best_cut else ""
+        own = (decided.backbone, decided.size_px) == (decided.best_backbone, decided.best_size_px)
+        note = "chosen" if chosen else "best" if own and score.cut == decided.best_cut else ""
         bar = _bar((score.accuracy - floor) / max(1e-9, top - floor), plain=console.options.ascii_only)
         table.add_row(
             escape(score.cut), *([bar] if drawn else []),

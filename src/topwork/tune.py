@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,27 +14,22 @@ from topwork import activations, features, head, search, train
 from topwork.errors import UsageError
 from topwork.measurement import Measured
 from topwork.records import Augmentation, Options, Plan, Recipe, Strategy, Tuning
-from topwork.statistics import class_weights
+from topwork.statistics import class_weights, paired_gain
 from topwork.watch import Watch
 from topwork.zoo import Backbone
-
-BUDGET_FE = 100.0
-LEAST_BUDGET_S, MOST_BUDGET_S = 60.0, 900.0
-"""Default budget: 100 FE pay for trying every candidate on a few hundred images (bench/strategies.py); a
-minute is no wait, and more than a quarter of an hour is asked for with --budget."""
 
 VIEWS_SHARE = 0.1
 """Of the budget that may go into views."""
 
 _DEFAULT = Recipe("suffix", "", "")
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-
 
 @dataclass(frozen=True)
 class TrainedModel:
     """A trained model, and scores of it, or of its like, on images that it was not trained on."""
 
+    m: Measured  # of the backbone, before training
     backbone: Backbone  # with the trained layers in place
+    cut: str
     weight: NDArray[np.float32]  # (d, C) of the head on pooled features
     bias: NDArray[np.float32]  # (C,)
     temperature: float
@@ -51,39 +46,103 @@ class Tuned:
     leftovers: tuple[Path, ...] = ()  # files that nothing needs once the run is saved
 
 
-def budget_seconds(text: str | None, fe_seconds: float) -> float:
-    """A budget in seconds: a number of them, or such as 90s, 10m, 1h, 40fe (forward equivalents).
+@dataclass(frozen=True)
+class Arm:
+    """A backbone whose layers may be trained, with the plan for it alone."""
 
-    Raises UsageError for anything else.
-    """
-    if text is None:
-        return min(MOST_BUDGET_S, max(LEAST_BUDGET_S, BUDGET_FE * fe_seconds))
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|fe|)\s*", text.lower())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(
-            f"--budget {text}: expected seconds above 0, or a number with s, m, h or fe, such as 10m or 40fe"
-        )
-    return float(match[1]) * (fe_seconds if match[2] == "fe" else _UNITS[match[2]])
+    m: Measured
+    decided: Plan
 
 
 def tune(
-    m: Measured, decided: Plan, fitted: head.Head, o: Options, cache: Path, journal: Path | None, watch: Watch
+    arms: Sequence[Arm],
+    right: NDArray[np.bool_],
+    o: Options,
+    *,
+    budget: float,
+    cache: Path,
+    journal: Path | None,
+    watch: Watch,
 ) -> Tuned:
-    """Search for the training that is worth its cost, or carry out the one that was asked for."""
-    with threadpool_limits(1, "blas"):
-        course = _search(m, fitted, o, cache, journal, watch)
-    budget = course.budget
-    watch.show("budget", (budget, budget / m.features.fe_seconds))
-    views = _views(course, o.epochs or _DEFAULT.epochs)
-    if o.strategy == "auto":
-        tuning = course.choose([replace(r, views=views) for r in _candidates(m, decided, o)])
-    else:
-        tuning = course.by_hand(replace(asked(m, decided, o), views=views))
+    """Search for the training that is worth its cost, or carry out the one that was asked for.
+
+    The first arm is the planned backbone; where there is a second one, each gets half of the `budget` (seconds), and
+    the second what the first leaves. `right` (n,) says where the frozen model is right, out of fold.
+    """
+    first = arms[0].m
+    watch.show("budget", (budget, budget / first.features.fe_seconds))
+    spent, found = 0.0, []
+    for i, arm in enumerate(arms):
+        share = (budget - spent) / (len(arms) - i)
+        with threadpool_limits(1, "blas"):
+            course = _search(arm, right, o, share, cache, _numbered(journal, i), watch)
+        views = _views(course, o.epochs or _DEFAULT.epochs)
+        if o.strategy == "auto":
+            tuning = course.choose([replace(r, views=views) for r in _candidates(arm.m, arm.decided, o)])
+        else:
+            tuning = course.by_hand(replace(asked(arm.m, arm.decided, o), views=views))
+        spent += tuning.spent_seconds
+        found.append((arm, course, tuning))
+    arm, course, tuning = found[0] if len(found) == 1 else _better(found[0], found[1])
+    trials = tuple(t for _, _, each in found for t in each.trials)
+    tuning = replace(tuning, budget_seconds=budget, spent_seconds=spent, trials=trials)
     if not tuning.replaced or tuning.recipe is None:
-        return Tuned(tuning, None)
+        return Tuned(tuning, None, tuple(path for _, c, _ in found for path in c.finished))
+    before = course.spent
     trained = course.final(tuning.recipe)
-    kept = _kept(m, course, tuning.recipe, trained, o, cache)
-    return Tuned(replace(tuning, spent_seconds=course.spent), kept, tuple(course.finished))
+    kept = _kept(arm.m, course, tuning.recipe, trained, o, cache)
+    leftovers = tuple(path for _, c, _ in found for path in c.finished)
+    return Tuned(replace(tuning, spent_seconds=spent + course.spent - before), kept, leftovers)
+
+
+def _numbered(journal: Path | None, i: int) -> Path | None:
+    """Each arm's own journal: journal, journal-1."""
+    return journal.with_name(f"{journal.name}-{i}") if journal is not None and i else journal
+
+
+Found = tuple[Arm, search.Search, Tuning]
+
+
+def _better(first: Found, second: Found) -> Found:
+    """Which of two backbones' outcomes counts: the one that is shown to be better; else the cheaper trained model."""
+    (one, course, a), (two, other, b) = first, second
+    if not (a.replaced and b.replaced and a.recipe is not None and b.recipe is not None):
+        return second if b.replaced else (one, course, replace(a, reason=_with(a.reason, two, b)))
+    rows, logits = course.out_of_fold(a.recipe)
+    others, rival = other.out_of_fold(b.recipe)
+    common = np.intersect1d(rows, others)
+    labels = course.task.labels[common]
+
+    def right(of: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        where = {row: i for i, row in enumerate(of)}
+        answers: NDArray[np.bool_] = scores[[where[row] for row in common]].argmax(axis=1) == labels
+        return answers
+
+    groups = None if one.m.groups is None else one.m.groups[common]
+    weight = None if one.m.importance is None else one.m.importance[common]
+    mine, theirs = right(rows, logits), right(others, rival)
+    _, low = paired_gain(theirs, mine, groups, weight)
+    _, back = paired_gain(mine, theirs, groups, weight)
+    cheaper = _cost_ms(two, b.recipe) < _cost_ms(one, a.recipe)
+    if low > 0 or (cheaper and back <= 0):
+        why = "is shown to be better" if low > 0 else "is not shown to be worse, and cheaper"
+        reason = f"{_named(two)} {why} than {_named(one)}, trained too; {b.reason}"
+        return two, other, replace(b, reason=reason)
+    why = "is shown to be better" if back > 0 else "is not shown to be worse, and cheaper"
+    return one, course, replace(a, reason=f"{_named(one)} {why} than {_named(two)}, trained too; {a.reason}")
+
+
+def _with(reason: str, rival: Arm, tuning: Tuning) -> str:
+    """Both outcomes in one sentence."""
+    return f"{reason[:-1]}. Of {_named(rival)}, {tuning.reason}"
+
+
+def _named(arm: Arm) -> str:
+    return f"{arm.decided.backbone} at {arm.decided.size_px} px"
+
+
+def _cost_ms(arm: Arm, recipe: Recipe) -> float:
+    return arm.m.evidence.cost_ms(arm.m.backbone.index(recipe.cut))
 
 
 def asked(m: Measured, decided: Plan, o: Options) -> Recipe:
@@ -106,12 +165,12 @@ def asked(m: Measured, decided: Plan, o: Options) -> Recipe:
     )  # fmt: skip
 
 
-def clean(m: Measured, o: Options, cache: Path, leftovers: tuple[Path, ...]) -> None:
+def clean(arms: Sequence[Arm], o: Options, cache: Path, leftovers: tuple[Path, ...]) -> None:
     """Delete what a finished run needs no more: its views, the largest thing on disk, and its last checkpoint."""
     for path in leftovers:
         path.unlink(missing_ok=True)
-    if o.strategy != "head":
-        _store(m, o, cache, m.rows).drop()
+    for arm in arms:
+        _store(arm.m, o, cache, arm.m.rows).drop()
 
 
 def _views(course: search.Search, epochs: int) -> int:
@@ -142,8 +201,9 @@ def _candidates(m: Measured, decided: Plan, o: Options) -> list[Recipe]:
 
 
 def _search(
-    m: Measured, fitted: head.Head, o: Options, cache: Path, journal: Path | None, watch: Watch
+    arm: Arm, right: NDArray[np.bool_], o: Options, budget: float, cache: Path, journal: Path | None, watch: Watch
 ) -> search.Search:
+    m = arm.m
     labels, classes = m.labels[m.rows], len(m.dataset.classes)
 
     def start(cut: str, rows: NDArray[np.int64]) -> head.Exact:
@@ -159,9 +219,9 @@ def _search(
     return search.Search(
         train.Task(store, labels, classes),
         start,
-        search.Baseline(head.folds(labels, m.groups, o.seed), fitted.right, m.groups, m.importance),
+        search.Baseline(head.folds(labels, m.groups, o.seed), right, m.groups, m.importance),
         search.Prices(float(timing[0]), timing[1:]),
-        budget_seconds(o.budget, m.features.fe_seconds),
+        budget,
         o.seed,
         cache,
         f"{store.folder.name} {store.augmentation} {labels.tolist()}",
@@ -193,4 +253,5 @@ def _kept(
         finally:
             locked.drop()
     weight, bias = train.raw_head(trained.network)
-    return TrainedModel(train.grafted(m.backbone, recipe, trained.network), weight, bias, t, rows, scores)
+    backbone = train.grafted(m.backbone, recipe, trained.network)
+    return TrainedModel(m, backbone, recipe.cut, weight, bias, t, rows, scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from topwork import data, engine, evaluate, head, model, plan, runs, tune, zoo
+from topwork import budget as budgets
+from topwork import data, engine, evaluate, head, model, plan, runs, survey, tune, zoo
 from topwork.errors import DataError, UsageError
-from topwork.measurement import Measured, cache_folder, fitted_head, measure
+from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
     SCHEMA,
     Dataset,
@@ -38,9 +40,9 @@ STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
 def fit(
     folder: str | Path,
     *,
-    backbone: str = zoo.EMBEDDED,
+    backbone: str | Sequence[str] = zoo.EMBEDDED,
     weights: str | Path | None = None,
-    size: int | None = None,
+    size: int | Literal["auto"] | Sequence[int | Literal["auto"]] | None = None,
     strategy: Literal["auto"] | Strategy = "auto",
     cut: str | None = None,
     unfreeze: str | None = None,
@@ -48,6 +50,7 @@ def fit(
     epochs: int | None = None,
     flip: bool = True,
     balance: bool = False,
+    several_depths: bool = True,
     budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
@@ -55,21 +58,24 @@ def fit(
     cache: str | Path | None = None,
     watch: Watch = SILENT,
 ) -> Run:
-    """Measure every cut of a pretrained backbone on labelled images, decide, train, judge and save.
+    """Measure every cut of one or more pretrained backbones on labelled images, decide, train, judge and save.
 
-    `folder`: one folder per class, or train/ plus val/ and test/ of such. `size`: input size in px.
+    `folder`: one folder per class, or train/ plus val/ and test/ of such. `backbone`: a name, several of them, or
+    "auto" for all whose weights are at hand. `weights`: a file, or a folder of such. `size`: input sizes in px, or
+    "auto" for the backbone's own and half of it.
     `strategy`: "head" trains new layers alone; "suffix" the kept layers from `unfreeze` on; "full" all of
     them; "surgical" the first block alone; "auto" finds out which is worth it within the `budget`
     (seconds, or text such as "10m" or "40fe"). `cut`, `unfreeze`, `lr` (of AdamW, for the last stage) and
     `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
+    `several_depths`: the head may read more than one cut, where that is shown to be better.
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
     target = runs.free_folder(Path(folder), out)
     options = Options(
-        _absolute(folder), backbone, None if weights is None else _absolute(weights), size, strategy, cut, unfreeze,
-        lr, epochs, flip, balance, None if budget is None else str(budget), delta, seed,
-        None if cache is None else _absolute(cache),
+        _absolute(folder), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
+        tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
+        None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
     )  # fmt: skip
     return _fit(options, target, Path(folder), watch)
 
@@ -117,7 +123,9 @@ def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tupl
 class _Outcome:
     """What is to be saved: the model's parts, and the scores that its metrics rest on."""
 
-    backbone: zoo.Backbone
+    m: Measured
+    backbone: zoo.Backbone  # with the trained layers in place, where some were
+    taps: tuple[str, ...]  # cuts that the head reads; the last one is where the network is cut
     weight: NDArray[np.float32]  # (d, C) on pooled features
     bias: NDArray[np.float32]
     head: str
@@ -132,33 +140,54 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
     _validate(o)
     with runs.resumable(target, o) as waiting:
         watch.show("target", target)
-        m = measure(
-            root, backbone=o.backbone, weights=o.weights, size=o.size, seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
+        seen = survey.measure(
+            root, backbone=o.backbones, weights=o.weights, size=o.sizes, seed=o.seed, delta=o.delta, balance=o.balance,
+            cache=o.cache, budget=o.budget, cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
-            decided = plan.decide(m.evidence, delta=o.delta, cut=o.cut)
-        watch.show("plan", decided)
+            one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
+            m = seen.of(decided)
         with clock.time("head"), threadpool_limits(1, "blas"):
-            fitted = fitted_head(m, m.backbone.index(decided.cut), o.seed)
+            several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
+            frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several)
+            if len(frozen.taps) > 1:
+                deepest = m.features.cuts[frozen.taps[-1]]
+                decided = plan.stacked(decided, m.evidence, deepest, frozen.head.facts.reason)
+        watch.show("standings", seen.standings(decided))
+        watch.show("plan", decided)
         tuning: Tuning | None = None
         outcome: _Outcome | None = None
+        arms: list[tune.Arm] = []
         leftovers: tuple[Path, ...] = ()
         if o.strategy != "head":
+            arms = _arms(seen, m, one_depth, o)
             with clock.time("train"):
-                tuned = tune.tune(m, decided, fitted, o, cache_folder(o.cache), waiting / "journal", watch)
+                budget = budgets.seconds(o.budget, m.features.fe_seconds) - seen.spent_seconds
+                tuned = tune.tune(
+                    arms, frozen.head.right, o, budget=max(0.0, budget), cache=cache_folder(o.cache),
+                    journal=waiting / "journal", watch=watch,
+                )  # fmt: skip
             tuning, leftovers = tuned.tuning, tuned.leftovers
-            decided = plan.tuned(decided, tuning, m.evidence, asked=o.strategy != "auto")
+            decided = plan.tuned(decided, tuning, seen.evidences, asked=o.strategy != "auto")
             watch.show("tuning", decided)
-            outcome = None if tuned.model is None else _trained(m, tuned.model)
+            outcome = None if tuned.model is None else _trained(tuned.model)
         if outcome is None:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
-                outcome = _frozen(m, fitted, decided, o)
+                outcome = _frozen(seen, m, frozen, one_depth, o)
         with clock.time("save"):
-            run = _saved(m, decided, fitted, outcome, tuning, clock, started, target, o)
-        tune.clean(m, o, cache_folder(o.cache), leftovers)
+            run = _saved(seen, decided, frozen.head, outcome, tuning, clock, started, target, o)
+        tune.clean(arms, o, cache_folder(o.cache), leftovers)
     watch.show("run", run)
     return run
+
+
+def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[tune.Arm]:
+    """The backbones whose layers may be trained: the planned one, and where the search decides, its rival."""
+    arms = [tune.Arm(m, decided)]
+    rival = seen.rival(decided)
+    if rival is not None and o.strategy == "auto":
+        arms.append(tune.Arm(rival, plan.decide(rival.evidence, delta=o.delta, cut=o.cut)))
+    return arms
 
 
 def _validate(o: Options) -> None:
@@ -173,54 +202,62 @@ def _validate(o: Options) -> None:
     if o.epochs is not None and not 1 <= o.epochs <= 1000:
         problems.append(f"--epochs {o.epochs}: expected 1 to 1000")
     if o.strategy == "head":
-        given = [n for n in ("unfreeze", "lr", "epochs", "budget") if getattr(o, n) is not None]
+        given = [n for n in ("unfreeze", "lr", "epochs") if getattr(o, n) is not None]
+        if o.budget is not None and survey.AUTO not in o.backbones:
+            given.append("budget")
         problems += [f"--{name} trains kept layers, which --strategy head leaves as they are" for name in given]
     if o.unfreeze is not None and o.strategy in {"full", "surgical"}:
         problems.append(f"--unfreeze {o.unfreeze}: --strategy {o.strategy} begins at the first block; use suffix")
     if o.budget is not None:
         try:
-            tune.budget_seconds(o.budget, 1.0)
+            budgets.seconds(o.budget, 1.0)
         except UsageError as error:
             problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
 
 
-def _frozen(m: Measured, fitted: head.Head, decided: Plan, o: Options) -> _Outcome:
+def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: Options) -> _Outcome:
     """The head on the frozen layers, judged on what is locked, else out of sample."""
-    chosen, classes = m.backbone.index(decided.cut), m.dataset.classes
+    fitted, classes = frozen.head, m.dataset.classes
     if m.locked != "out-of-sample":
         rows = m.locked_rows
-        scores = (m.features.at(chosen, rows) @ fitted.weight + fitted.bias).astype(np.float64)
+        scores = (frozen.features(m, rows) @ fitted.weight + fitted.bias).astype(np.float64)
         metrics = evaluate.metrics(
             scores, m.labels[rows], classes,
             temperature=fitted.temperature, on=m.locked, independent=_independent(m, rows),
         )  # fmt: skip
     else:
         rows, scores = m.rows, fitted.scores
+        order = plan.places(seen.evidences, o.cut)
         selected = evaluate.Selected(
-            m.probes, fitted, chosen, o.delta, m.groups, fixed=o.cut is not None, importance=m.importance
-        )
+            tuple(seen.measured[e].probes[k] for e, k in order), fitted,
+            order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
+            fixed=len(order) == 1, importance=m.importance, several=frozen.rival,
+        )  # fmt: skip
         metrics = evaluate.metrics(
             scores, m.labels[rows], classes,
             temperature=fitted.temperature, on=m.locked,
             corrected=evaluate.corrected_accuracy(selected, seed=o.seed),
             independent=_independent(m, rows),
         )  # fmt: skip
+    taps = tuple(m.features.cuts[k] for k in frozen.taps)
     return _Outcome(
-        m.backbone, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
+        m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
     )
 
 
-def _trained(m: Measured, found: tune.TrainedModel) -> _Outcome:
+def _trained(found: tune.TrainedModel) -> _Outcome:
     """The trained layers, judged on what is locked, else on the folds that chose nothing."""
+    m = found.m
     metrics = evaluate.metrics(
         found.scores, m.labels[found.rows], m.dataset.classes, temperature=found.temperature, on=m.locked,
         independent=_independent(m, found.rows),
     )  # fmt: skip
     return _Outcome(
-        found.backbone, found.weight, found.bias, "trained", found.temperature, metrics, found.rows, found.scores
-    )
+        m, found.backbone, (found.cut,), found.weight, found.bias, "trained", found.temperature, metrics, found.rows,
+        found.scores,
+    )  # fmt: skip
 
 
 def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
@@ -229,24 +266,25 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
 
 
 def _saved(
-    m: Measured, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
+    seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
     started: float, target: Path, o: Options,
 ) -> Run:  # fmt: skip
-    cut = m.backbone.cuts[m.backbone.index(decided.cut)]
+    m, features = outcome.m, outcome.m.features
+    channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
     facts = ModelFacts(
-        SCHEMA, version("topwork"), m.backbone.name, m.backbone.fingerprint, decided.cut, m.backbone.preprocessing,
-        m.dataset.classes, outcome.temperature, cut.channels, outcome.head, decided.kept_cost,
+        SCHEMA, version("topwork"), m.backbone.name, m.backbone.fingerprint, decided.cut, outcome.taps,
+        m.backbone.preprocessing, m.dataset.classes, outcome.temperature, channels, outcome.head, decided.kept_cost,
         outcome.metrics.accuracy, runs.versions(),
     )  # fmt: skip
     kept = model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
     total = time.perf_counter() - started
     spending = Spending(
-        {k: round(v, 4) for k, v in clock.seconds.items()}, total, m.features.fe_seconds,
-        total / m.features.fe_seconds, m.features.passed, m.features.bytes_per_image,
+        {k: round(v, 4) for k, v in clock.seconds.items()}, total, features.fe_seconds, total / features.fe_seconds,
+        sum(each.features.passed for each in seen.measured), features.bytes_per_image,
     )  # fmt: skip
     record = RunRecord(
         SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
-        data.facts(m.dataset, locked=m.locked, seed=o.seed), m.backbone.facts, m.scores, decided, fitted.facts,
+        data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
         outcome.metrics, tuning, spending, engine.NAME, runs.versions(), m.dataset.warnings,
     )  # fmt: skip
     paths = [m.dataset.examples[i].path for i in outcome.rows]

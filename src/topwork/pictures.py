@@ -1,0 +1,82 @@
+"""What do the depth curves look like? Drawn from records, computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topwork.errors import UsageError
+from topwork.files import write as write_whole
+from topwork.records import Plan, Standing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE_IN = (9.0, 5.6)
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's (2008), which people with any colour vision tell apart; each goes with a marker of its own."""
+
+MARKERS = "osD^vPX*"
+STYLE: dict[Any, Any] = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "svg.fonttype": "none", "svg.hashsalt": "topwork",
+}  # fmt: skip
+"""Text stays text, to be searched and read aloud; the same records give the same bytes."""
+
+
+def write(path: Path, standings: Sequence[Standing], decided: Plan) -> None:
+    """Write the depth curves into a new SVG file. Raises UsageError where it exists or cannot be made."""
+    if path.exists():
+        raise UsageError(f"--picture {path}: exists already and is not overwritten; name another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, depth(standings, decided))
+    except OSError as error:
+        raise UsageError(f"--picture {path}: cannot be written there ({error.strerror}); name another file") from error
+
+
+def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
+    """Accuracy of every cut against what it costs per image, a curve per backbone: an SVG picture."""
+    from matplotlib import rc_context  # noqa: PLC0415 (1 s to import)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    drawn = [s for s in standings if s.scores]
+    with rc_context(STYLE):
+        figure = Figure(figsize=SIZE_IN, layout="constrained")
+        axes = figure.add_subplot()
+        for i, s in enumerate(drawn):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            cost, accuracy = [c.cost_ms for c in s.scores], [100 * c.accuracy for c in s.scores]
+            axes.plot(
+                cost, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.4, label=_label(s),
+                linestyle="--" if s.fate == "stopped" else "-",
+            )  # fmt: skip
+            axes.fill_between(
+                cost, [100 * c.low for c in s.scores], [100 * c.high for c in s.scores], color=colour, alpha=0.08,
+                linewidth=0,
+            )  # fmt: skip
+        _mark(axes, standings, decided)
+        if max(c.cost_ms for s in drawn for c in s.scores) > 20 * min(c.cost_ms for s in drawn for c in s.scores):
+            axes.set_xscale("log")
+        axes.set_xlabel("measured forward time of the kept layers, ms per image")
+        axes.set_ylabel("accuracy, leave-one-out, %")
+        axes.set_title("Accuracy at every cut, with 95% intervals", loc="left")
+        axes.legend(frameon=False, loc="lower right")
+        out = BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Title": "Depth curves", "Creator": "topwork"})
+    return out.getvalue()
+
+
+def _mark(axes: Axes, standings: Sequence[Standing], decided: Plan) -> None:
+    """A ring with its name around the chosen place."""
+    score = next(c for c in standings[0].scores if c.cut == decided.cut)
+    point = score.cost_ms, 100 * score.accuracy
+    axes.plot(*point, marker="o", markersize=13, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.6)
+    axes.annotate(f"chosen: {decided.cut}", point, xytext=(0, 14), textcoords="offset points", ha="center")
+
+
+def _label(s: Standing) -> str:
+    name = f"{s.backbone}, {s.size_px} px"
+    return f"{name} (stopped at {s.n} images)" if s.fate == "stopped" else name
