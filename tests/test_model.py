@@ -25,9 +25,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
-from conftest import SIZE_PX, Finished
+from conftest import SIZE_PX, Finished, tiny_network
 from topwork import images, model
-from topwork.errors import DataError, TopworkError
+from topwork.engine import pool, prepare
+from topwork.errors import DataError, TopworkError, UsageError
 from topwork.model import Model, Prediction
 from topwork.records import SCHEMA, Estimate, ModelFacts, decode
 from topwork.zoo import Backbone
@@ -35,18 +36,19 @@ from topwork.zoo import Backbone
 CLASSES = ("zebra", "ant", "Émeu")  # in no alphabetical order, and not all ASCII
 
 
-def facts(backbone: Backbone, cut: str, **changes: Any) -> ModelFacts:
-    place = backbone.cuts[backbone.index(cut)]
+def facts(backbone: Backbone, *taps: str, **changes: Any) -> ModelFacts:
+    """Of a model whose head reads these cuts."""
+    channels = sum(backbone.cuts[backbone.index(tap)].channels for tap in taps)
     plain = ModelFacts(
-        SCHEMA, "0", backbone.name, backbone.fingerprint, cut, backbone.preprocessing, CLASSES, 1.5, place.channels,
-        "ridge", 0.5, Estimate(0.9, 0.8, 0.95, 99, "out-of-sample"), {"torch": "9.9"},
+        SCHEMA, "0", backbone.name, backbone.fingerprint, taps[-1], taps, backbone.preprocessing, CLASSES, 1.5,
+        channels, "ridge", 0.5, Estimate(0.9, 0.8, 0.95, 99, "out-of-sample"), {"torch": "9.9"},
     )  # fmt: skip
     return replace(plain, **changes)
 
 
-def made(backbone: Backbone, cut: str, **changes: Any) -> Model:
+def made(backbone: Backbone, *taps: str, **changes: Any) -> Model:
     """A model with a random head: weights of a size that lets no class win always."""
-    given = facts(backbone, cut, **changes)
+    given = facts(backbone, *taps, **changes)
     rng = np.random.default_rng(0)
     dims = 2 * given.channels
     weight = (rng.normal(size=(dims, len(given.classes))) / np.sqrt(dims)).astype(np.float32)
@@ -94,15 +96,26 @@ def rounding(a: NDArray[Any], b: NDArray[Any]) -> None:
 # ---- what it computes
 
 
-def test_it_is_the_prefix_pooling_and_head(lite: Backbone, cut: str) -> None:
-    """By hand, in double precision, from the backbone's own layers as they were before any folding."""
-    kept = made(lite, cut)
-    batch = pixels(kept, pictures(5))
-    mean, std = (np.array(v) for v in (lite.preprocessing.mean, lite.preprocessing.std))
+def average_and_maximum(backbone: Backbone, cut: str, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """In double precision, from the backbone's own layers as they were before any folding: (b, 2 channels)."""
+    mean, std = (np.array(v) for v in (backbone.preprocessing.mean, backbone.preprocessing.std))
     x = torch.from_numpy((batch / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
-        maps = copy.deepcopy(lite.prefix(cut)).double().eval()(x).numpy()
-    features = np.concatenate([maps.mean(axis=(2, 3)), maps.max(axis=(2, 3))], axis=1)
+        maps = copy.deepcopy(backbone.prefix(cut)).double().eval()(x).numpy()
+    return np.concatenate([maps.mean(axis=(2, 3)), maps.max(axis=(2, 3))], axis=1)
+
+
+def deep(backbone: Backbone, at: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(backbone.cuts[i].name for i in at)
+
+
+@pytest.mark.parametrize("at", [(3,), (1, 3), (0, 1, 2, 3)], ids=str)
+def test_it_is_the_prefix_pooling_and_head(lite: Backbone, at: tuple[int, ...]) -> None:
+    """By hand; where the head reads several cuts, their pooled features stand side by side."""
+    taps = deep(lite, at)
+    kept = made(lite, *taps)
+    batch = pixels(kept, pictures(5))
+    features = np.concatenate([average_and_maximum(lite, tap, batch) for tap in taps], axis=1)
     weight, bias = kept._weight.double().numpy(), kept._bias.double().numpy()
     expected = features @ weight + bias
 
@@ -112,6 +125,25 @@ def test_it_is_the_prefix_pooling_and_head(lite: Backbone, cut: str) -> None:
     for prediction, row in zip(kept.predict(pictures(5)), expected, strict=True):
         assert prediction.label == CLASSES[row.argmax()]
         assert prediction.probability == max(prediction.probabilities.values())
+
+
+def test_several_depths_are_read_in_one_pass_that_ends_at_the_deepest(
+    lite: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pooled where the head reads, and nowhere else."""
+    pooled: list[int] = []
+    monkeypatch.setattr(model, "pool", lambda x: (pooled.append(x.shape[1]), pool(x))[1])
+    kept = made(lite, *deep(lite, (1, 3)))
+    kept.logits(pixels(kept, pictures(2)))
+    assert len(kept._segments) == 4
+    assert pooled == [lite.cuts[1].channels, lite.cuts[3].channels]
+
+
+def test_a_head_without_weight_at_a_depth_answers_as_if_it_did_not_read_it(lite: Backbone) -> None:
+    one = made(lite, *deep(lite, (3,)))
+    weight = np.concatenate([np.zeros((2 * lite.cuts[1].channels, 3), np.float32), one._weight.numpy()])
+    two = model.create(facts(lite, *deep(lite, (1, 3))), lite, weight, one._bias.numpy())
+    rounding(answers(two.predict(pictures(5))), answers(one.predict(pictures(5))))
 
 
 def test_the_finished_runs_model_is_right_about_its_own_pictures(finished: Finished) -> None:
@@ -259,6 +291,20 @@ def test_a_round_trip_changes_nothing(small: Model, saved: Path) -> None:
     np.testing.assert_array_equal(answers(loaded.predict(pictures(9))), answers(small.predict(pictures(9))))
 
 
+def test_a_round_trip_of_a_head_on_several_depths_changes_nothing(lite: Backbone, tmp_path: Path) -> None:
+    """And the layers are those up to the deepest, once."""
+    kept = made(lite, *deep(lite, (0, 2, 3)))
+    kept.save(tmp_path / "model")
+    loaded = model.load(tmp_path / "model")
+    assert loaded.facts == kept.facts
+    assert loaded.facts.taps == deep(lite, (0, 2, 3))
+    np.testing.assert_array_equal(answers(loaded.predict(pictures(9))), answers(kept.predict(pictures(9))))
+    shapes = stored(tmp_path / "model")
+    assert shapes["head.weight"] == (2 * sum(lite.cuts[i].channels for i in (0, 2, 3)), 3)
+    made(lite, *deep(lite, (3,))).save(tmp_path / "one")
+    assert shapes.keys() == stored(tmp_path / "one").keys()
+
+
 def test_a_loaded_model_can_be_saved_again(saved: Path, tmp_path: Path) -> None:
     model.load(saved).save(tmp_path / "again")
     for name in ("model.json", "model.safetensors"):
@@ -390,6 +436,85 @@ def test_the_order_of_the_classes_is_kept(small: Model, saved: Path) -> None:
     for a, b in zip(loaded.predict(pictures(5)), other.predict(pictures(5)), strict=True):
         assert a.label == b.label
         assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6)  # sums in another order
+
+
+# ---- how large it is
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.mark.parametrize("taps", [("stem",), ("two",), ("four",), ("stem", "two")], ids=str)
+def test_its_size_is_that_of_the_tensors_in_the_file(tiny: Backbone, taps: tuple[str, ...], tmp_path: Path) -> None:
+    kept = made(tiny, *taps)
+    kept.save(tmp_path / "model")
+    found = model.size(kept, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    assert found.params == sum(t.numel() for name, t in tensors.items() if not name.endswith(STATISTICS))
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert found.file_bytes == header + sum(t.numel() * t.element_size() for t in tensors.values())
+    assert found.whole_params == sum(p.numel() for p in tiny_network().parameters())
+    assert found.latency_ms > 0
+    assert found.whole_latency_ms > 0
+
+
+def test_the_earlier_the_cut_the_smaller_the_model(tiny: Backbone, tmp_path: Path) -> None:
+    found = []
+    for cut in tiny.cuts:
+        kept = made(tiny, cut.name)
+        kept.save(tmp_path / cut.name)
+        found.append(model.size(kept, tmp_path / cut.name))
+    for values in ([f.params for f in found], [f.file_bytes for f in found]):
+        assert values == sorted(set(values))
+    assert len({f.whole_params for f in found}) == 1
+
+
+def test_latency_is_the_median_of_passes_over_one_image_once_it_is_warm(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that stands still but for the passes: 1,000 s the cold one, then 1, 30 and 2 ms each."""
+    kept = made(tiny, "two")
+    kept.save(tmp_path / "model")
+    now, lengths, shapes = [0.0], iter([1000.0, 0.001, 0.03, 0.002] * 2), []
+    real = kept._pixels
+
+    def pixels_(batch: NDArray[np.uint8]) -> torch.Tensor:
+        shapes.append(batch.shape)
+        now[0] += next(lengths)
+        return real(batch)
+
+    monkeypatch.setattr(kept, "_pixels", pixels_)
+    monkeypatch.setattr(model.time, "perf_counter", lambda: now[0])
+    found = model.size(kept, tmp_path / "model")
+    assert found.latency_ms == pytest.approx(2)
+    assert found.whole_latency_ms == pytest.approx(2)
+    assert shapes == [(1, 32, 32, 3)] * 8
+
+
+def test_the_whole_backbone_is_timed_to_its_end_and_the_kept_layers_to_the_cut(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each segment counts its passes: one warm and three timed, twice for the kept ones."""
+    passes = [0] * len(tiny.chain.segments)
+
+    def counted(k: int) -> Any:
+        def count(*_: Any) -> None:
+            passes[k] += 1
+
+        return count
+
+    order = [id(s) for s in tiny.chain.segments]
+
+    def watched(segment: Any) -> Any:
+        ready = prepare(segment)
+        ready.register_forward_hook(counted(order.index(id(segment))))
+        return ready
+
+    monkeypatch.setattr(model, "prepare", watched)
+    kept = made(tiny, "one")
+    kept.save(tmp_path / "model")
+    model.size(kept, tmp_path / "model")
+    assert passes == [8, 8, 4, 4, 4, 4]
 
 
 # ---- what is no model
@@ -541,10 +666,46 @@ def test_a_head_that_does_not_fit_is_refused_when_loaded(saved: Path, case: str)
     assert "head" in refusal(saved)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "resnet5000"}, {"cut": "layer9"}], ids=str)
-def test_a_backbone_or_cut_that_is_not_known_here_is_told(saved: Path, change: dict[str, str]) -> None:
+@pytest.mark.parametrize("case", ["weight", "bias", "classes", "channels"])
+def test_a_head_that_does_not_fit_is_refused_when_created(lite: Backbone, cut: str, case: str) -> None:
+    given = facts(lite, lite.cuts[1].name, cut)
+    weight, bias = np.zeros((2 * given.channels, 3), np.float32), np.zeros(3, np.float32)
+    model.create(given, lite, weight, bias)
+    if case == "channels":  # of the last cut alone
+        given = replace(given, channels=lite.cuts[3].channels)
+    weight = weight[1:] if case == "weight" else weight[:, :2] if case == "classes" else weight
+    with pytest.raises(UsageError, match=r"expected \d+" if case == "channels" else r"head\.(weight|bias) is \("):
+        model.create(given, lite, weight, bias[:2] if case == "bias" else bias)
+
+
+TAPS: dict[str, tuple[int, ...]] = {"none": (), "falling": (3, 1), "twice": (3, 3), "not up to the cut": (0, 1)}
+
+
+@pytest.mark.parametrize("case", TAPS)
+def test_taps_that_do_not_end_at_the_cut_are_refused(lite: Backbone, cut: str, saved: Path, case: str) -> None:
+    """Their rows of the weight would be read in another order than they were written in."""
+    taps = deep(lite, TAPS[case])
+    channels = sum(lite.cuts[i].channels for i in TAPS[case])
+    given = facts(lite, cut, taps=taps, channels=channels)
+    with pytest.raises(UsageError, match=f"from the input on, {cut} last"):
+        model.create(given, lite, np.zeros((2 * channels, 3), np.float32), np.zeros(3, np.float32))
+    rewrite(saved, taps=taps, channels=channels)
+    message = refusal(saved)
+    assert str(saved / "model.json") in message
+    assert "taps" in message
+
+
+def test_a_head_for_other_depths_is_refused_when_loaded(lite: Backbone, cut: str, saved: Path) -> None:
+    """The file's weight is for one cut; model.json says two."""
+    channels = lite.cuts[1].channels + lite.cuts[3].channels
+    rewrite(saved, taps=[lite.cuts[1].name, cut], channels=channels)
+    assert f"expected ({2 * channels}, 3)" in refusal(saved)
+
+
+@pytest.mark.parametrize("change", [{"backbone": "resnet5000"}, {"cut": "layer9"}, {"taps": ["layer9"]}], ids=str)
+def test_a_backbone_or_cut_that_is_not_known_here_is_told(saved: Path, change: dict[str, Any]) -> None:
     rewrite(saved, **change)
-    with pytest.raises(TopworkError, match=next(iter(change.values()))):
+    with pytest.raises(TopworkError, match=r"resnet5000|layer9"):
         model.load(saved)
 
 

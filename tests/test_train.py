@@ -834,8 +834,8 @@ def test_a_saved_and_loaded_model_gives_the_networks_logits(lite: Backbone, home
     found = train.train(Task(store, labels, 3), recipe, np.arange(len(labels)), start, seed=0)
     assert found is not None
     facts = ModelFacts(
-        SCHEMA, "0", lite.name, lite.fingerprint, cut.name, lite.preprocessing, ("a", "b", "c"), 1.0, cut.channels,
-        "trained", 0.5, Estimate(0.9, 0.8, 0.95, 9, "out-of-sample"), {},
+        SCHEMA, "0", lite.name, lite.fingerprint, cut.name, (cut.name,), lite.preprocessing, ("a", "b", "c"), 1.0,
+        cut.channels, "trained", 0.5, Estimate(0.9, 0.8, 0.95, 9, "out-of-sample"), {},
     )  # fmt: skip
     model.create(facts, grafted(lite, recipe, found.network), *raw_head(found.network)).save(tmp_path / "model")
     loaded = model.load(tmp_path / "model")

@@ -1,12 +1,14 @@
 """What is kept: save, load, predict.
 
 A model folder holds the kept layers and the head, nothing after the cut: model.json and
-model.safetensors. It can be copied anywhere and needs none of the original weights.
+model.safetensors. It can be copied anywhere and needs none of the original weights. The head reads the
+pooled features of one cut or of several (taps); the deepest of them is where the network ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,12 @@ from topwork import images
 from topwork.engine import normalisation, pool, prepare
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.images import Source
-from topwork.records import ModelFacts, decode, encode
+from topwork.records import ModelFacts, ModelSize, decode, encode
 from topwork.zoo import Backbone, skeleton
 
 BATCH = 16  # as in features.py: larger gains nothing on a CPU
+TIMED = 3  # passes whose median is the latency, after one that warms caches and kernels up
+FILE = "model.safetensors"
 LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"
 
 
@@ -47,8 +51,8 @@ class Model:
     def __init__(self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor) -> None:
         self.facts = facts
         self._backbone = backbone
-        k = backbone.index(facts.cut)
-        self._segments = [prepare(s) for s in backbone.chain.segments[: k + 1]]
+        self._taps = {backbone.index(tap) for tap in facts.taps}
+        self._segments = [prepare(s) for s in backbone.chain.segments[: max(self._taps) + 1]]
         self._weight, self._bias = weight.float(), bias.float()
         self._scale, self._shift = normalisation(facts.preprocessing)
 
@@ -60,10 +64,12 @@ class Model:
     def logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
         """Scores before the temperature: (b, C)."""
         with torch.inference_mode():
-            x = (torch.from_numpy(batch).float() * self._scale + self._shift).permute(0, 3, 1, 2)
-            for segment in self._segments:
+            x, pooled = self._pixels(batch), []
+            for k, segment in enumerate(self._segments):
                 x = segment(x)
-            scores: NDArray[np.float32] = (pool(x) @ self._weight + self._bias).numpy()
+                if k in self._taps:
+                    pooled.append(pool(x))
+            scores: NDArray[np.float32] = (torch.cat(pooled, dim=1) @ self._weight + self._bias).numpy()
         return scores
 
     def predict(self, sources: Source | Sequence[Source]) -> list[Prediction]:
@@ -98,8 +104,11 @@ class Model:
         prefix = self._backbone.prefix(self.facts.cut)
         tensors = {LAYERS + name: t for name, t in _own_names(prefix.state_dict()).items()}
         tensors |= {WEIGHT: self._weight, BIAS: self._bias}
-        save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "model.safetensors")
+        save_file({k: t.contiguous() for k, t in tensors.items()}, folder / FILE)
         (folder / "model.json").write_bytes(encode(self.facts))
+
+    def _pixels(self, batch: NDArray[np.uint8]) -> Tensor:  # (b, h, w, 3) to (b, 3, h, w)
+        return (torch.from_numpy(batch).float() * self._scale + self._shift).permute(0, 3, 1, 2)
 
     def _load(self, source: Source) -> NDArray[np.uint8] | ImageError:
         try:
@@ -119,8 +128,41 @@ class Model:
 
 
 def create(facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Model:
-    """A model from a backbone and a head: weight (2 channels, C), bias (C,)."""
+    """A model from a backbone and a head: weight (2 channels of all taps, C), bias (C,).
+
+    Rows of the weight are tap by tap, from the input on: the average of each channel, then the maximum of each.
+    Raises UsageError where taps, weight and bias do not fit the backbone.
+    """
+    wrong = _wrong_taps(facts, backbone) or _wrong_head(facts, {WEIGHT: weight.shape, BIAS: bias.shape})
+    if wrong:
+        raise UsageError(wrong)
     return Model(facts, backbone, torch.from_numpy(weight), torch.from_numpy(bias))
+
+
+def size(model: Model, folder: Path) -> ModelSize:
+    """What a model that was saved in `folder` takes, and what its whole backbone would.
+
+    Both latencies are of one image and take the same way: prepared segments on the CPU, as many threads as are set.
+    """
+    backbone = model._backbone
+    kept = len(model._segments)
+    rest = [prepare(s) for s in backbone.chain.segments[kept:]]
+    side = model.facts.preprocessing.crop_px
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+
+    def whole() -> None:
+        with torch.inference_mode():
+            x = model._pixels(image)
+            for segment in (*model._segments, *rest):
+                x = segment(x)
+
+    return ModelSize(
+        backbone.cuts[kept - 1].params + model._weight.numel() + model._bias.numel(),
+        backbone.chain.params,
+        (folder / FILE).stat().st_size,
+        _median_ms(lambda: model.logits(image)),
+        _median_ms(whole),
+    )
 
 
 def load(folder: Path) -> Model:
@@ -132,39 +174,70 @@ def load(folder: Path) -> Model:
     home = folder if (folder / "model.json").is_file() else folder / "model"
     try:
         facts = decode((home / "model.json").read_bytes(), ModelFacts, where=str(home / "model.json"))
-        tensors = load_file(home / "model.safetensors")
+        tensors = load_file(home / FILE)
     except OSError as error:
         raise DataError(
             f"{folder}: no model in it ({error}); expected a run's folder, or the model"
             " folder inside it, with model.json and model.safetensors"
         ) from error
     except SafetensorError as error:
-        raise DataError(f"{home / 'model.safetensors'}: damaged: {error}") from error
+        raise DataError(f"{home / FILE}: damaged: {error}") from error
     try:
         backbone = skeleton(facts.backbone, facts.preprocessing)
-        prefix = backbone.prefix(facts.cut)
+        prefix, wrong = backbone.prefix(facts.cut), _wrong_taps(facts, backbone)
     except UsageError as error:
         raise DataError(f"{home / 'model.json'}: {error}; written with {facts.versions}") from error
+    if wrong:
+        raise DataError(f"{home / 'model.json'}: {wrong}")
     own = prefix.state_dict()
     named = _own_names(own)
     for name, tensor in named.items():
         stored = tensors.get(LAYERS + name)
         if stored is None or stored.shape != tensor.shape:
             raise DataError(
-                f"{home / 'model.safetensors'}: {name} is {'missing' if stored is None else tuple(stored.shape)},"
+                f"{home / FILE}: {name} is {'missing' if stored is None else tuple(stored.shape)},"
                 f" expected {tuple(tensor.shape)} for {facts.backbone} up to {facts.cut}; written with"
                 f" {facts.versions}, which library version differs here?"
             )
         tensor.copy_(stored)
-    channels, classes = backbone.cuts[backbone.index(facts.cut)].channels, len(facts.classes)
-    for name, shape in ((WEIGHT, (2 * channels, classes)), (BIAS, (classes,))):
-        stored = tensors.get(name)
-        if stored is None or stored.shape != shape:
-            raise DataError(
-                f"{home / 'model.safetensors'}: {name} is {'missing' if stored is None else tuple(stored.shape)},"
-                f" expected {shape} for {classes} classes at {facts.cut}"
-            )
+    wrong = _wrong_head(facts, {name: tuple(t.shape) for name, t in tensors.items()})
+    if wrong:
+        raise DataError(f"{home / FILE}: {wrong}")
     return Model(facts, backbone, tensors[WEIGHT], tensors[BIAS])
+
+
+def _wrong_taps(facts: ModelFacts, backbone: Backbone) -> str | None:
+    """What is wrong with the cuts that the head reads. Raises UsageError where one is none of the backbone's."""
+    places = [backbone.index(tap) for tap in facts.taps]
+    if not places or places != sorted(set(places)) or facts.taps[-1] != facts.cut:
+        return f"taps are {list(facts.taps)}, expected cuts of {facts.backbone} from the input on, {facts.cut} last"
+    channels = sum(backbone.cuts[k].channels for k in places)
+    if facts.channels != channels:
+        return f"channels is {facts.channels}, expected {channels}, the sum over {', '.join(facts.taps)}"
+    return None
+
+
+def _wrong_head(facts: ModelFacts, found: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What is wrong with the shapes of a head's tensors."""
+    classes = len(facts.classes)
+    for name, shape in ((WEIGHT, (2 * facts.channels, classes)), (BIAS, (classes,))):
+        if found.get(name) != shape:
+            return (
+                f"{name} is {found.get(name, 'missing')}, expected {shape} for {classes} classes"
+                f" at {', '.join(facts.taps)}"
+            )
+    return None
+
+
+def _median_ms(work: Callable[[], object]) -> float:
+    """Milliseconds that it takes, once it is warm."""
+    work()
+    took = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        work()
+        took.append(1000 * (time.perf_counter() - start))
+    return float(np.median(took))
 
 
 def _own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -394,15 +394,26 @@ class ModelFacts:
     backbone: str
     fingerprint: str
     cut: str
-    taps: tuple[str, ...]  # cuts whose pooled features the head reads, in order; the last one is `cut`
+    taps: tuple[str, ...]  # cuts whose pooled features the head reads, from the input on; the last one is `cut`
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     temperature: float
-    channels: int  # that the head reads, over all taps
+    channels: int  # of all taps together
     head: str
     kept_cost: float
     accuracy: Estimate
     versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What a saved model takes, beside the backbone that it was cut from. Latencies are of one image, on the CPU."""
+
+    params: int  # of the kept layers and the head
+    whole_params: int  # of the whole backbone
+    file_bytes: int  # of model.safetensors
+    latency_ms: float  # from pixels to scores: kept layers and head
+    whole_latency_ms: float  # from pixels to the old task's scores: the whole backbone
 
 
 T = TypeVar("T")

@@ -84,8 +84,8 @@ def gain(
 ) -> tuple[float, float]:
     """Accuracy over the baseline's and its lower one-sided 90% bound: the stack is kept where that is above 0.
 
-    Both sides must be of one kind, leave-one-out or out of the same folds: fitted on all images but one, a head is
-    right more often than fitted on four fifths of them, and that would count as a gain of stacking.
+    Both sides must be of one kind, leave-one-out or out of the same folds: one and the same head is not right equally
+    often in both, and the difference would count as a gain or a loss of stacking.
     """
     return paired_gain(right, baseline, groups, importance)
 
