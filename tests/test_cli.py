@@ -214,9 +214,9 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
     assert said.code == 0
     got = dataclasses.asdict(topwork.load_run("mine").record.options)
     assert got == {
-        "folder": str(finished.folder), "backbone": "efficientnet_lite0", "weights": None, "size": SIZE_PX,
+        "folder": str(finished.folder), "backbones": ("efficientnet_lite0",), "weights": None, "sizes": (SIZE_PX,),
         "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
-        "balance": True, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
+        "balance": True, "several_depths": True, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
     }  # fmt: skip
     assert topwork.load_run("mine").plan.cut == "blocks.1.0"
 
@@ -229,7 +229,7 @@ WRONG: list[tuple[list[object], int, list[str]]] = [
     (["fit"], 2, ["folder of images", "--resume", "--help"]),
     (["fit", "{photos}", "--frobnicate"], 2, ["--frobnicate", "--help"]),
     (["fit", "{photos}", "--strategy", "prayer"], 2, ["--strategy", "prayer", "auto", "suffix"]),
-    (["fit", "{photos}", "--size", "large"], 2, ["--size", "integer", "--help"]),
+    (["fit", "{photos}", "--size", "large"], 2, ["--size large", "px", "auto"]),
     (["fit", "{photos}", "--size", 5], 2, ["--size 5", "32", "1024"]),
     (["fit", "{photos}", "--delta", 2], 2, ["--delta 2", "from 0 to below 1"]),
     (["plan", "{photos}", "--delta", -0.1], 2, ["--delta -0.1", "from 0 to below 1"]),
@@ -519,10 +519,12 @@ def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
     said = call("plan", finished.folder, *options, "--json")
     assert said.code == 0
     got, run = one_object(said.out), finished.run
-    assert got.keys() == {"plan", "scores"}
+    assert got.keys() == {"plan", "backbones"}
     for name in ("cut", "best_cut", "delta", "decided", "more_images", "strategy"):
         assert got["plan"][name] == getattr(run.plan, name)
-    assert [(s["cut"], s["accuracy"]) for s in got["scores"]] == [(s.cut, s.accuracy) for s in run.scores]
+    assert [(s["cut"], s["accuracy"]) for s in got["backbones"][0]["scores"]] == [
+        (s.cut, s.accuracy) for s in run.scores
+    ]
     said = call("plan", finished.folder, *options)
     assert said.code == 0
     assert f"Cut after {run.plan.cut}" in said.words

@@ -269,8 +269,8 @@ def test_a_resumed_run_that_fails_can_be_resumed_again(photos: Path, whole: byte
 def test_what_waits_is_the_whole_call(photos: Path, tmp_path: Path) -> None:
     """Every option that has a say in the result, as it was given."""
     given = Options(
-        str(photos), ("efficientnet_lite0",), sizes=(SIZE,), strategy="suffix", lr=0.01, epochs=2, flip=False, balance=True,
-        budget="1h", delta=0.03, seed=4, cache=str(tmp_path / "cache"),
+        str(photos), ("efficientnet_lite0",), sizes=(SIZE,), strategy="suffix", lr=0.01, epochs=2, flip=False,
+        balance=True, budget="1h", delta=0.03, seed=4, cache=str(tmp_path / "cache"),
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         topwork.fit(

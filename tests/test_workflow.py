@@ -80,12 +80,13 @@ def table(run: topwork.Run) -> dict[str, list[Any]]:
 
 def timeless(record: RunRecord) -> RunRecord:
     """A record less its clock, its name, and what was in the cache before."""
-    return replace(record, created="", name="", spending=Spending({}, 0, 0, 0, 0, 0))
+    model = replace(record.model, latency_ms=0.0, whole_latency_ms=0.0)
+    return replace(record, created="", name="", model=model, spending=Spending({}, 0, 0, 0, 0, 0))
 
 
 def free_of_cost(value: Any) -> str:
     """A record as text, without measured seconds: costs in fields, and where they are quoted in words."""
-    text = re.sub(r"(kept_cost|cost_share)=[0-9.e-]+", r"\1", repr(value))
+    text = re.sub(r"(kept_cost|cost_share|cost_ms|forward_ms)=[0-9.e-]+", r"\1", repr(value))
     return re.sub(r"[0-9]+% of the (backbone's )?cost", "", text)
 
 
@@ -410,7 +411,7 @@ def test_a_full_disk_leaves_no_half_written_run_and_loses_nothing(
     assert timeless(fit(photos, "whole").record) == timeless(run.record)
 
 
-@pytest.mark.parametrize("when", ["data", "scores", "plan"])
+@pytest.mark.parametrize("when", ["data", "standings", "plan"])
 def test_an_interruption_anywhere_can_be_resumed(
     fit: Callable[..., topwork.Run], photos: Path, tmp_path: Path, when: str
 ) -> None:
@@ -653,10 +654,10 @@ def test_what_may_be_lost_decides_how_early_the_cut_is(fit: Callable[..., topwor
 
 def test_the_watch_is_told_the_facts_in_the_order_they_come(finished: Finished) -> None:
     told = list(finished.log.shown)
-    assert [t for t in told if t in {"data", "backbone", "scores", "plan", "run"}] == [
-        "data", "backbone", "scores", "plan", "run"
+    assert [t for t in told if t in {"data", "backbone", "standings", "plan", "run"}] == [
+        "data", "backbone", "standings", "plan", "run"
     ]  # fmt: skip
-    assert finished.log.shown["scores"] == finished.run.scores
+    assert finished.log.shown["standings"] == finished.run.record.backbones
     assert finished.log.shown["run"] is finished.run
     stages = [stage for stage, _ in finished.log.stages]
     assert stages[:3] == ["look", "pass", "probe"]
@@ -664,12 +665,11 @@ def test_the_watch_is_told_the_facts_in_the_order_they_come(finished: Finished) 
 
 
 def test_measure_gives_what_fit_decides_by(finished: Finished) -> None:
-    measured = topwork.measure(finished.folder, size=SIZE_PX, cache=finished.cache)
-    assert [(s.cut, s.accuracy, s.ridge) for s in measured.scores] == [
-        (s.cut, s.accuracy, s.ridge) for s in finished.run.scores
-    ]
+    survey = topwork.measure(finished.folder, size=SIZE_PX, cache=finished.cache)
+    (measured,), (scores,) = survey.measured, survey.scores
+    assert [(s.cut, s.accuracy, s.ridge) for s in scores] == [(s.cut, s.accuracy, s.ridge) for s in finished.run.scores]
     assert measured.features.passed == 0
-    for k, score in enumerate(measured.scores):
+    for k, score in enumerate(scores):
         assert measured.features.at(k).shape == (24, score.dims)
         assert measured.evidence.correct[:, k].mean() == score.accuracy
 

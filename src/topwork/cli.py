@@ -224,9 +224,10 @@ def plan(
     watch.show("standings", standings)
     watch.show("plan", decided)
     seconds = sum(m.features.fe_seconds for m in seen.measured)
+    passes, cost = ("pass", "1 FE") if len(seen.measured) == 1 else ("passes", "1 FE of each backbone")
     console.print(
-        f"\n[bold]Cost[/]  The passes over these images took about {seconds:.0f} s and are kept: `topwork fit` with the"
-        " same options will not repeat them.",
+        f"\n[bold]Cost[/]  The {passes} over these images took about {seconds:.0f} s ({cost}), and what was seen is"
+        " kept: `topwork fit` with the same options will not repeat it.",
         highlight=False,
     )
 

@@ -161,9 +161,10 @@ def _pass(
     watch.begin("pass", sum(map(len, missing)))
     with ExitStack() as stack:
         writers = {i: stack.enter_context(_Writer(folders[i], _widths(backbones[i]))) for i in at_work}
-        for group in batches(todo, prepared, batch):
+        for number, group in enumerate(batches(todo, prepared, batch)):
             faults.update({e.digest: x for e, x in group if isinstance(x, Fault)})
-            for i in at_work:
+            # In turn: whoever begins shares the cores with the decoding of the next batch.
+            for i in at_work[number % len(at_work) :] + at_work[: number % len(at_work)]:
                 mine = [(e, x[i]) for e, x in group if not isinstance(x, Fault) and i in x]
                 if mine:
                     seen = engines[i].see(np.stack([x.pixels for _, x in mine]), logits=backbones[i].source_classes > 0)

@@ -20,6 +20,9 @@ from topwork.records import Dataset, HeadFacts, encode
 from topwork.statistics import class_weights
 from topwork.watch import SILENT, Watch
 
+FOLD_SCORES = 100_000_000
+"""Images x classes x cuts up to which scores out of fold are kept for a head of several depths: 200 MB as float16."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -34,6 +37,7 @@ class Measured:
     groups: NDArray[np.int64] | None  # of the chosen-with rows: images of the same content
     importance: NDArray[np.float64] | None  # of the chosen-with rows, of mean 1: where classes are to weigh alike
     probes: tuple[probe.Probe, ...]
+    by_fold: tuple[NDArray[np.float16], ...] | None  # per cut (n, C) ridge scores out of fold; None where too many
     cache: Path
     evidence: plan.Evidence
 
@@ -70,66 +74,62 @@ class Frozen:
 
     head: head.Head
     taps: tuple[int, ...]  # positions of the cuts, rising; the last one is where the network is cut
-    gain: tuple[float, float] | None  # of reading several depths, with its lower 90% bound; None where not tested
-    rival: NDArray[np.bool_] | None  # (n,) where the head of several depths is right out of fold, where it was tested
-    plain: NDArray[np.bool_]  # (n,) where the head of one depth is
+    rival: NDArray[np.bool_] | None  # (n,) where a head of several depths is right out of fold, if one was tested
 
     def features(self, m: Measured, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the head reads of these images: the pooled features of its cuts, one after the other."""
         return np.concatenate([m.features.at(k, rows) for k in self.taps], axis=1)
 
 
-def frozen_head(m: Measured, chosen: int, seed: int, *, several: bool) -> Frozen:
+def frozen_head(m: Measured, chosen: int, seed: int, *, several: bool, delta: float) -> Frozen:
     """The head at the chosen cut; or, where a paired test says that it is better, one that reads `several` depths.
 
-    The weights of the depths are fitted to the cuts' leave-one-out scores. Only where the sum is shown to beat the
-    chosen cut's own leave-one-out scores is it tested again against the head itself, both out of the same folds.
+    Both sides are out of the same folds. Depths up to the chosen cut cost nothing more, so any gain that is shown
+    counts; deeper ones undo the choice of a cheaper cut, so they must be shown to gain more than `delta`.
     """
     fitted = fitted_head(m, chosen, seed)
-    alone = Frozen(fitted, (chosen,), None, None, fitted.right)
-    if not several or len(m.probes) < 2:
-        return alone
+    frozen = Frozen(fitted, (chosen,), None)
+    if not several or m.by_fold is None:
+        return frozen
     labels, classes = m.labels[m.rows], len(m.dataset.classes)
     fold = head.folds(labels, m.groups, seed)
-    first = stack.stack([p.scores for p in m.probes], labels, classes, fold, importance=m.importance)
-    probe_right = m.probes[chosen].scores.argmax(axis=1) == labels
-    if len(first.used) < 2 or stack.gain(first.right, probe_right, m.groups, m.importance)[1] <= 0:
-        return alone
-    used = first.used
+    for last, least in ((len(m.by_fold) - 1, delta), (chosen, 0.0)):
+        scores = [m.by_fold[k].astype(np.float32) for k in range(last + 1)]
+        found = stack.stack(scores, labels, classes, fold, importance=m.importance)
+        if len(found.used) < 2 or (last > chosen and found.used[-1] <= chosen):
+            continue
+        gain, low = stack.gain(found.right, fitted.right, m.groups, m.importance)
+        if frozen.rival is None:
+            frozen = replace(frozen, rival=found.right)
+        if low > least:
+            return Frozen(_stacked(m, fitted, found, (gain, low), seed), found.used, found.right)
+    return frozen
+
+
+def _stacked(m: Measured, fitted: head.Head, found: stack.Stacked, gain: tuple[float, float], seed: int) -> head.Head:
+    """The head that reads several depths."""
+    labels, classes, used = m.labels[m.rows], len(m.dataset.classes), found.used
+    weights = found.weights[list(used)]
 
     def compute() -> memo.Arrays:
-        by_fold = [
-            probe.probe(
-                m.features.at(k, m.rows), labels, classes, groups=fold, importance=m.importance,
-                penalties=m.probes[k].penalties[[m.probes[k].best]],
-            ).scores
-            for k in used
-        ]  # fmt: skip
-        again = stack.stack(by_fold, labels, classes, fold, importance=m.importance)
-        w, b = stack.fit(
-            (m.features.at(k, m.rows) for k in used), labels, classes, [m.probes[k] for k in used],
-            first.weights[list(used)], importance=m.importance,
-        )  # fmt: skip
-        return {"scores": again.scores, "right": again.right, "weight": w, "bias": b}
+        x_by_cut = (m.features.at(k, m.rows) for k in used)
+        w, b = stack.fit(x_by_cut, labels, classes, [m.probes[k] for k in used], weights, importance=m.importance)
+        return {"weight": w, "bias": b}
 
-    found = memo.remembered(m.cache / "heads", ["several depths", stack.FORMULA, *_inputs(m, used, seed)], compute)
-    right = found["right"].astype(bool)
-    gain = stack.gain(right, fitted.right, m.groups, m.importance)
-    if gain[1] <= 0:
-        return replace(alone, gain=gain, rival=right)
-    shares = first.weights[list(used)] / first.weights.sum()
-    parts = ", ".join(f"{m.features.cuts[k]} {share:.0%}" for k, share in zip(used, shares, strict=True))
-    accuracy = float(np.average(right, weights=m.importance))
-    facts = replace(
-        fitted.facts, kind="several depths", temperature=head.temperature(found["scores"], labels),
-        reason=f"several depths ({parts}): right on {accuracy:.1%} out of fold, {100 * gain[0]:+.1f} points against the"
-        f" head of one depth on the same folds (lower 90% bound {100 * gain[1]:+.1f}); that one was {fitted.facts.reason}",
+    arrays = memo.remembered(
+        m.cache / "heads", ["several depths", stack.FORMULA, weights, *_inputs(m, used, seed)], compute
+    )
+    parts = ", ".join(f"{m.features.cuts[k]} {w / weights.sum():.0%}" for k, w in zip(used, weights, strict=True))
+    accuracy = float(np.average(found.right, weights=m.importance))
+    reason = (
+        f"several depths ({parts}): right on {accuracy:.1%} out of fold, {100 * gain[0]:+.1f} points against the head"
+        f" of one depth on the same folds (lower 90% bound {100 * gain[1]:+.1f})"
+    )
+    t = head.temperature(found.scores, labels)
+    return replace(
+        fitted, weight=arrays["weight"], bias=arrays["bias"], temperature=t, scores=found.scores, right=found.right,
+        facts=replace(fitted.facts, kind="several depths", temperature=t, reason=reason),
     )  # fmt: skip
-    several_head = replace(
-        fitted, weight=found["weight"], bias=found["bias"], temperature=facts.temperature, facts=facts,
-        scores=found["scores"], right=right,
-    )  # fmt: skip
-    return Frozen(several_head, used, gain, right, fitted.right)
 
 
 def _inputs(m: Measured, cuts: tuple[int, ...], seed: int) -> list[memo.Input]:
@@ -152,8 +152,8 @@ def cache_folder(given: str | Path | None = None) -> Path:
 
 
 def probed(
-    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, *, balance: bool, cache: Path,
-    watch: Watch = SILENT,
+    dataset: Dataset, locked: str, loaded: zoo.Backbone, seen: features.Features, *, balance: bool, seed: int,
+    cache: Path, watch: Watch = SILENT,
 ) -> Measured:  # fmt: skip
     """Every cut's exact leave-one-out scores, cuts side by side, one BLAS thread each.
 
@@ -170,11 +170,26 @@ def probed(
     importance = class_weights(labels[rows], classes)[labels[rows]] if balance else None
     weight = np.zeros(0) if importance is None else importance
 
-    def compute(k: int) -> memo.Arrays:
-        result = probe.probe(seen.at(k, rows), labels[rows], classes, groups=shared, importance=importance)
-        return memo.arrays(result if locked == "out-of-sample" else _thinned(result))
+    fold = head.folds(labels[rows], shared, seed)
+    with_folds = len(rows) * classes * len(seen.cuts) <= FOLD_SCORES
 
-    def one(k: int) -> probe.Probe:
+    def compute(k: int) -> memo.Arrays:
+        x = seen.at(k, rows)
+        standard = probe.Standardised.of(x, importance)
+        factors = probe.factor(x, standard, importance)
+        result = probe.probe(
+            x, labels[rows], classes, groups=shared, importance=importance, standard=standard, factors=factors
+        )
+        found = memo.arrays(result if locked == "out-of-sample" else _thinned(result))
+        if with_folds:
+            by_fold = probe.probe(
+                x, labels[rows], classes, groups=fold, importance=importance,
+                penalties=result.penalties[[result.best]], standard=standard, factors=factors,
+            )  # fmt: skip
+            found["by_fold"] = by_fold.scores.astype(np.float16)
+        return found
+
+    def one(k: int) -> tuple[probe.Probe, NDArray[np.float16] | None]:
         inputs: list[memo.Input] = [
             probe.FORMULA,
             features.key(loaded),
@@ -183,16 +198,21 @@ def probed(
             locked,
             labels[rows],
             weight,
+            fold,
         ]
         found: dict[str, Any] = memo.remembered(cache / "probes", inputs, lambda: compute(k))
-        return probe.Probe(**{**found, "best": int(found["best"])})
+        by_fold = found.pop("by_fold", None)
+        return probe.Probe(**{**found, "best": int(found["best"])}), by_fold
 
     watch.begin("probe", len(seen.cuts))
-    probes = []
+    probes: list[probe.Probe] = []
+    by_fold: list[NDArray[np.float16]] = []
     # Features at one cut are the largest thing in memory; four at a time bound it on large machines.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for result in pool.map(one, range(len(seen.cuts))):
+        for result, scores in pool.map(one, range(len(seen.cuts))):
             probes.append(result)
+            if scores is not None:
+                by_fold.append(scores)
             watch.advance()
         # Only of the images that the choice is made with: what is locked has no say in anything.
         confidence, spread = _source(None if seen.logits is None else seen.logits[rows])
@@ -204,7 +224,10 @@ def probed(
         loaded.name, loaded.preprocessing.crop_px, seen.cuts, seen.cost_shares, work,
         1000 * float(seen.seconds[1:].sum()), correct, shared, importance, near, confidence, spread,
     )  # fmt: skip
-    return Measured(dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes), cache, evidence)
+    return Measured(
+        dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes),
+        tuple(by_fold) if with_folds else None, cache, evidence,
+    )  # fmt: skip
 
 
 def _thinned(p: probe.Probe) -> probe.Probe:

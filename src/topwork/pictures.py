@@ -14,11 +14,12 @@ from topwork.records import Plan, Standing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZE_IN = (9.0, 5.6)
+SIZE_IN = (11.0, 5.6)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe and Ito's (2008), which people with any colour vision tell apart; each goes with a marker of its own."""
 
 MARKERS = "osD^vPX*"
+LOG_FROM = 20  # ratio of costs from which cheap cuts would lie on each other on an even scale
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "svg.fonttype": "none", "svg.hashsalt": "topwork",
@@ -58,12 +59,14 @@ def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
                 linewidth=0,
             )  # fmt: skip
         _mark(axes, standings, decided)
-        if max(c.cost_ms for s in drawn for c in s.scores) > 20 * min(c.cost_ms for s in drawn for c in s.scores):
+        costs = [c.cost_ms for s in drawn for c in s.scores]
+        if max(costs) > LOG_FROM * min(costs):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda ms, _: f"{ms:g}")
         axes.set_xlabel("measured forward time of the kept layers, ms per image")
         axes.set_ylabel("accuracy, leave-one-out, %")
         axes.set_title("Accuracy at every cut, with 95% intervals", loc="left")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(frameon=False, loc="outside right upper")
         out = BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": "Depth curves", "Creator": "topwork"})
     return out.getvalue()

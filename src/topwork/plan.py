@@ -187,7 +187,9 @@ def stacked(plan: Plan, evidence: Evidence, cut: str, reason: str) -> Plan:
     """The plan where the head reads several depths, up to `cut`: that is what it costs."""
     k = evidence.cuts.index(cut)
     *reasons, last = plan.reasons
-    text = f"The head reads {reason}. The deepest one, {cut}, is what counts for the cost: {evidence.cost_shares[k]:.0%}."
+    text = (
+        f"The head reads {reason}. The deepest one, {cut}, is what counts for the cost: {evidence.cost_shares[k]:.0%}."
+    )
     return replace(
         plan, cut=cut, kept_cost=evidence.cost_shares[k], cost_ms=evidence.cost_ms(k), reasons=(*reasons, text, last)
     )
@@ -206,7 +208,9 @@ def tuned(plan: Plan, tuning: Tuning, evidences: Sequence[Evidence], *, asked: b
     same = (plan.backbone, plan.size_px) == (tuning.backbone, tuning.size_px)
     cost = ""
     if not same:
-        cost = f" It is {_label(evidence, evidences)}, cut after {recipe.cut}, at {evidence.cost_ms(k):.3g} ms per image."
+        cost = (
+            f" It is {_label(evidence, evidences)}, cut after {recipe.cut}, at {evidence.cost_ms(k):.3g} ms per image."
+        )
     elif recipe.cut != plan.cut:
         cost = f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
     how = "Trained as asked" if asked else "The trained model replaces the frozen one"

@@ -331,6 +331,17 @@ class Spending:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What a saved model takes, beside the backbone that it was cut from. Latencies are of one image, on the CPU."""
+
+    params: int  # of the kept layers and the head
+    whole_params: int  # of the whole backbone
+    file_bytes: int  # of model.safetensors
+    latency_ms: float  # from pixels to scores: kept layers and head
+    whole_latency_ms: float  # from pixels to the old task's scores: the whole backbone
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What a fit was asked for. None: measured, or the backbone's own."""
 
@@ -367,6 +378,7 @@ class RunRecord:
     head: HeadFacts
     metrics: Metrics
     tuning: Tuning | None  # None where only a head was asked for
+    model: ModelSize  # what the saved model takes
     spending: Spending
     engine: str
     versions: dict[str, str]
@@ -403,17 +415,6 @@ class ModelFacts:
     kept_cost: float
     accuracy: Estimate
     versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What a saved model takes, beside the backbone that it was cut from. Latencies are of one image, on the CPU."""
-
-    params: int  # of the kept layers and the head
-    whole_params: int  # of the whole backbone
-    file_bytes: int  # of model.safetensors
-    latency_ms: float  # from pixels to scores: kept layers and head
-    whole_latency_ms: float  # from pixels to the old task's scores: the whole backbone
 
 
 T = TypeVar("T")

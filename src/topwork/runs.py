@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from scipy.special import softmax
 from topwork import model, pictures
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.files import write
-from topwork.records import CutScore, Metrics, Options, Plan, RunRecord, decode, encode
+from topwork.records import CutScore, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
 
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
@@ -123,17 +123,21 @@ def free_folder(source: Path, out: str | Path | None) -> Path:
 
 def save(
     target: Path,
-    record: RunRecord,
+    complete: Callable[[ModelSize], RunRecord],
     kept: model.Model,
     paths: Sequence[str],  # (n,) of the judged images
     labels: NDArray[np.int64],  # (n,)
     scores: NDArray[np.float64],  # (n, C) out of sample, before the temperature
 ) -> Run:
-    """Write everything aside, then rename. Raises UsageError where the folder exists by now."""
+    """Write everything aside, then rename. `complete` gives the record once the saved model's size is known.
+
+    Raises UsageError where the folder exists by now.
+    """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:
         kept.save(aside / "model")
+        record = complete(model.size(kept, aside / "model"))
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, on=record.data.locked)
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:

@@ -310,7 +310,8 @@ class Search:
             loss = float(-log_p[np.arange(len(held)), labels].mean())
         backbone = self.task.store.backbone
         trial = Trial(
-            backbone.name, backbone.preprocessing.crop_px, recipe, rung, fold, len(held), float((logits.argmax(axis=1) == labels).mean()), loss,
+            backbone.name, backbone.preprocessing.crop_px, recipe, rung, fold, len(held),
+            float((logits.argmax(axis=1) == labels).mean()), loss,
             float(self.baseline.correct[held].mean()), seconds,
             tuple(round(float(v), 4) for v in found["curve"][:, 0]),
         )  # fmt: skip

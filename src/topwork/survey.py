@@ -120,13 +120,13 @@ def measure(
     if not 0 <= delta < 1:
         raise UsageError(f"--delta {delta}: expected a share of accuracy from 0 to below 1, such as 0.01")
     root, home, path = Path(folder), cache_folder(cache), None if weights is None else Path(weights)
-    asked = _asked(listed(backbone), path, listed(size), any(c is not None for c in cuts))
+    wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in cuts))
     with clock.time("look"):
         dataset = data.read_folder(root, watch=watch)
         dataset, locked = data.lock(dataset, seed)
     watch.show("data", dataset)
     with clock.time("load"):
-        contenders, dropped = _loaded(asked, path)
+        contenders, dropped = _loaded(wanted, path)
     for c in contenders:
         for name in cuts:
             if name is not None:
@@ -146,7 +146,7 @@ def measure(
             part = replace(part, examples=tuple(e for e in sample if e.path not in gone))
             if len(part.examples) > len(sample) / 2:  # else the files are the trouble: the whole pass says so
                 with clock.time("probe"):
-                    tried = _probed(contenders, part, locked, seen, balance, home, watch)
+                    tried = _probed(contenders, part, locked, seen, balance, seed, home, watch)
                     contenders, stopped = _still_in(contenders, tried, delta)
                     dropped += stopped
     for standing in dropped:
@@ -157,12 +157,12 @@ def measure(
             dataset = data.without(dataset, seen[0].faults)
             watch.show("faults", seen[0].faults)
     with clock.time("probe"):
-        measured = _probed(contenders, dataset, locked, seen, balance, home, watch)
+        measured = _probed(contenders, dataset, locked, seen, balance, seed, home, watch)
     return Survey(measured, tuple(dropped), tuple(c.top1 for c in contenders), spent + more)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """One backbone at one input size, before it is loaded."""
 
     name: str
@@ -193,7 +193,7 @@ def listed(given: Any) -> list[Any]:
     return [given] if isinstance(given, (str, int)) else list(given)
 
 
-def _asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool) -> list[_Asked]:
+def asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool) -> list[Asked]:
     """Everything that was asked for, once each; names that do not exist are told before any file is looked at."""
     if not names:
         raise UsageError("--backbone: expected at least one name, or auto")
@@ -208,14 +208,14 @@ def _asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool)
         raise UsageError("--cut and --unfreeze name layers of one backbone; name that one with --backbone")
     found = zoo.at_hand(weights) if AUTO in names else []
     everything = [(name, True) for name in named] + [(name, False) for name in found if name not in named]
-    return [_Asked(name, size, by_user) for name, by_user in dict.fromkeys(everything) for size in (sizes or [None])]
+    return [Asked(name, size, by_user) for name, by_user in dict.fromkeys(everything) for size in (sizes or [None])]
 
 
-def _loaded(asked: list[_Asked], weights: Path | None) -> tuple[list[_Contender], list[Standing]]:
+def _loaded(wanted: list[Asked], weights: Path | None) -> tuple[list[_Contender], list[Standing]]:
     """The contenders, the cheapest first; of those that `auto` found, what cannot be loaded or cut is left out."""
     contenders: dict[tuple[str, int], _Contender] = {}
     dropped = []
-    for a in asked:
+    for a in wanted:
         own = zoo.find(a.name, weights).preprocessing.crop_px
         half = max(zoo.MIN_SIZE_PX, own // 2)
         sizes: tuple[int | None, ...] = (None, half) if a.size == AUTO else (a.size,)  # type: ignore[assignment]
@@ -223,7 +223,7 @@ def _loaded(asked: list[_Asked], weights: Path | None) -> tuple[list[_Contender]
             try:
                 loaded = zoo.load(a.name, weights=weights, size_px=size)
             except TopworkError as error:
-                if a.named and a.size != AUTO or a.named and size is None:
+                if a.named and (a.size != AUTO or size is None):
                     raise
                 dropped.append(Standing(a.name, size or own, "left out", str(error), None, 0, None, None, ()))
             else:
@@ -295,10 +295,10 @@ def _passed(
 
 def _probed(
     contenders: list[_Contender], dataset: Dataset, locked: str, seen: Sequence[features.Features], balance: bool,
-    cache: Path, watch: Watch,
+    seed: int, cache: Path, watch: Watch,
 ) -> tuple[Measured, ...]:  # fmt: skip
     return tuple(
-        probed(dataset, locked, c.loaded, f, balance=balance, cache=cache, watch=watch)
+        probed(dataset, locked, c.loaded, f, balance=balance, seed=seed, cache=cache, watch=watch)
         for c, f in zip(contenders, seen, strict=True)
     )
 

@@ -154,7 +154,9 @@ def backbone(console: Console, facts: BackboneFacts) -> None:
 def dropped(console: Console, standing: Standing) -> None:
     """A backbone that is out of the running, and why."""
     name = f"{standing.backbone} at {standing.size_px} px"
-    console.print(f"[yellow]{standing.fate.capitalize()}[/]  {escape(name)}: {escape(standing.reason)}", highlight=False)
+    console.print(
+        f"[yellow]{standing.fate.capitalize()}[/]  {escape(name)}: {escape(standing.reason)}", highlight=False
+    )
 
 
 def ranking(console: Console, standings: Sequence[Standing]) -> None:
@@ -296,6 +298,7 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     metrics(console, record.metrics)
     confusion(console, record.metrics)
     spent = record.spending
+    picture = ", depth.svg" if sum(bool(s.scores) for s in record.backbones) > 1 else ""
     console.print(
         f"\n[bold]Cost[/]  {spent.total_seconds:.1f} s = {spent.cost_fe:.2f} FE (1 FE = decoding and one forward pass"
         f" of the whole backbone over these images: {spent.fe_seconds:.1f} s);"
@@ -304,11 +307,21 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     )
     console.print(f"[bold]Head[/]  {escape(record.head.reason)}", highlight=False)
     console.print(
-        f"[bold]Model[/] keeps {record.plan.kept_cost:.0%} of the backbone's cost\n"
-        f"\n[bold]Files[/] {escape(folder)}/  model/ (copy it anywhere), run.json, predictions.parquet\n"
+        f"[bold]Model[/] {_size(record)}\n"
+        f"\n[bold]Files[/] {escape(folder)}/  model/ (copy it anywhere), run.json, predictions.parquet{picture}\n"
         f"[bold]Next[/]  topwork predict {escape(folder)} NEW/*.jpg\n"
         f"      topwork evaluate {escape(folder)} HELD-OUT-FOLDER",
         highlight=False,
+    )
+
+
+def _size(record: RunRecord) -> str:
+    """What the saved model takes, beside its whole backbone."""
+    m = record.model
+    return (
+        f"keeps {m.params / 1e6:.2f} of {m.whole_params / 1e6:.2f} M parameters, {m.file_bytes / 1e6:.1f} MB;"
+        f" {record.plan.kept_cost:.0%} of the forward time; one image {m.latency_ms:.0f} ms, the whole backbone"
+        f" {m.whole_latency_ms:.0f} ms"
     )
 
 

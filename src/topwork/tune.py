@@ -23,6 +23,7 @@ VIEWS_SHARE = 0.1
 
 _DEFAULT = Recipe("suffix", "", "")
 
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A trained model, and scores of it, or of its like, on images that it was not trained on."""

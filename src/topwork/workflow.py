@@ -24,6 +24,7 @@ from topwork.records import (
     Fault,
     Metrics,
     ModelFacts,
+    ModelSize,
     Options,
     Plan,
     RunRecord,
@@ -149,7 +150,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
             m = seen.of(decided)
         with clock.time("head"), threadpool_limits(1, "blas"):
             several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
-            frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several)
+            frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several, delta=o.delta)
             if len(frozen.taps) > 1:
                 deepest = m.features.cuts[frozen.taps[-1]]
                 decided = plan.stacked(decided, m.evidence, deepest, frozen.head.facts.reason)
@@ -213,6 +214,11 @@ def _validate(o: Options) -> None:
             budgets.seconds(o.budget, 1.0)
         except UsageError as error:
             problems.append(str(error))
+    try:
+        cuts = o.cut is not None or o.unfreeze is not None
+        survey.asked(list(o.backbones), None if o.weights is None else Path(o.weights), list(o.sizes), cuts)
+    except UsageError as error:
+        problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
 
@@ -277,18 +283,21 @@ def _saved(
         outcome.metrics.accuracy, runs.versions(),
     )  # fmt: skip
     kept = model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
-    total = time.perf_counter() - started
-    spending = Spending(
-        {k: round(v, 4) for k, v in clock.seconds.items()}, total, features.fe_seconds, total / features.fe_seconds,
-        sum(each.features.passed for each in seen.measured), features.bytes_per_image,
-    )  # fmt: skip
-    record = RunRecord(
-        SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
-        data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
-        outcome.metrics, tuning, spending, engine.NAME, runs.versions(), m.dataset.warnings,
-    )  # fmt: skip
+
+    def complete(size: ModelSize) -> RunRecord:
+        total = time.perf_counter() - started
+        spending = Spending(
+            {k: round(v, 4) for k, v in clock.seconds.items()}, total, features.fe_seconds, total / features.fe_seconds,
+            sum(each.features.passed for each in seen.measured), features.bytes_per_image,
+        )  # fmt: skip
+        return RunRecord(
+            SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
+            data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
+            outcome.metrics, tuning, size, spending, engine.NAME, runs.versions(), m.dataset.warnings,
+        )  # fmt: skip
+
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(target, record, kept, paths, m.labels[outcome.rows], outcome.scores)
+    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores)
 
 
 def _absolute(path: str | Path) -> str:
