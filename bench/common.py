@@ -11,6 +11,8 @@ from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SETS = SHARED / "data"
+WEIGHTS = SHARED / "weights"
+HELD_OUT = 3  # of 10 folds
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -36,6 +38,23 @@ def machine() -> dict[str, object]:
 
 def finish(figures: dict[str, object]) -> None:
     print(json.dumps({**figures, "machine": machine()}))
+
+
+def split(source: Path, target: Path) -> None:
+    """train/ (70%) and test/ folders of links, stratified; a published split is put together first, so that all
+    sets are alike."""
+    import numpy as np
+
+    from topwork import data, head
+
+    examples = data.read_folder(source)
+    labels = np.array([e.label for e in examples.examples])
+    _, groups = np.unique([e.digest for e in examples.examples], return_inverse=True)
+    fold = head.folds(labels, groups, 0, 10)
+    for example, part in zip(examples.examples, fold < HELD_OUT, strict=True):
+        path = target / ("test" if part else "train") / examples.classes[example.label] / example.path.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source / example.path)
 
 
 def _cpuinfo() -> list[str]:

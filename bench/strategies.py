@@ -17,11 +17,9 @@ import numpy as np
 
 import common
 import topwork
-from topwork import data, head
 
 RUNS = [("ants_bees", 96), ("flowers17", 96), ("trashnet", 96), ("dtd10", 96), ("neu6", 96), ("wbc5", 96)]
 BY_HAND = ("head", "suffix", "full", "surgical")
-HELD_OUT = 3  # of 10 folds
 ALL = (*BY_HAND, "auto")
 COLUMNS = (
     "set",
@@ -64,7 +62,7 @@ def main() -> None:
 
 
 def judged(name: str, size: int, folder: Path, *, quick: bool) -> dict[str, object]:
-    split(common.SETS / name, folder / "data")
+    common.split(common.SETS / name, folder / "data")
     flip = {"flip": name != "spoken_digits"}
     accuracy, fe, chosen, n = {}, {}, "", 0
     learn = 0
@@ -96,18 +94,6 @@ def judged(name: str, size: int, folder: Path, *, quick: bool) -> dict[str, obje
         "set": name, "size_px": size, "learn": learn, "judge": n, "accuracy": accuracy, "fe": fe, "chosen": chosen,
         "regret": regret,
     }  # fmt: skip
-
-
-def split(source: Path, target: Path) -> None:
-    """train/ and test/ folders of links; a published split is put together first, so that all sets are alike."""
-    examples = data.read_folder(source)
-    labels = np.array([e.label for e in examples.examples])
-    _, groups = np.unique([e.digest for e in examples.examples], return_inverse=True)
-    fold = head.folds(labels, groups, 0, 10)
-    for example, part in zip(examples.examples, fold < HELD_OUT, strict=True):
-        path = target / ("test" if part else "train") / examples.classes[example.label] / example.path.replace("/", "-")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(source / example.path)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class TerminalWatch:
         self._console = console
         self._progress: Progress | None = None
         self._lines = paper(stderr=True)
+        self._standings: Sequence[Standing] = ()
+        self._training = ""  # whose layers are trained
 
     def begin(self, stage: str, total: int) -> None:
         """Start a progress bar."""
@@ -100,6 +102,10 @@ class TerminalWatch:
         elif what == "budget" and isinstance(fact, tuple):
             budget(self._console, *fact)
         elif isinstance(fact, Trial):
+            which = f"{fact.backbone} at {fact.size_px} px"
+            if which != self._training and sum(s.fate in {"chosen", "measured"} for s in self._standings) > 1:
+                self._console.print(f"  of {escape(which)}:", highlight=False)
+            self._training = which
             trial(self._console, fact)
         elif what == "tuning" and isinstance(fact, Plan):
             self._console.print(f"  - {escape(fact.reasons[-1])}", highlight=False)
