@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "ahead": set(),
     "views": {"images"},
     "activations": {"images", "views", "zoo", "engine", "ahead"},
+    "speed": {"zoo", "engine"},
+    "catalogue": {"zoo", "speed"},
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
     "trackers": set(),
@@ -44,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"model"},
     "workflow": {"measurement", "tune", "data", "zoo", "engine", "head", "plan", "evaluate", "model", "runs"},
     # the front door reads, it computes nothing
-    "cli": {"workflow", "measurement", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "plan"},
+    "cli": {"workflow", "measurement", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "plan"}
+    | {"catalogue"},
     "__main__": {"cli"},
     "__init__": {"workflow", "measurement", "runs", "model"},  # lazily
     # among the leaves

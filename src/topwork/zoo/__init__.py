@@ -6,18 +6,23 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from topwork.errors import UsageError
+from topwork.errors import BackboneError, UsageError
 from topwork.records import BackboneFacts, Cut, Preprocessing
+from topwork.watch import SILENT, Watch
 from topwork.zoo import weights as _weights
 from topwork.zoo.cuts import Chain, chain
-from topwork.zoo.sources import EMBEDDED, Source, find, torchvision_names
+from topwork.zoo.folder import MAX_SIZE_PX, MIN_SIZE_PX
+from topwork.zoo.names import EMBEDDED, names, timm_names, torchvision_names
+from topwork.zoo.sources import Source, at_hand, find
 
-__all__ = ["EMBEDDED", "Backbone", "Source", "find", "load", "skeleton", "torchvision_names"]
-
-MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
-"""Input sizes that are accepted: below 32 px most networks have no map left, above 1024 no memory."""
+__all__ = [
+    "EMBEDDED", "Backbone", "Source", "at_hand", "cost", "find", "load", "names", "pull", "skeleton",
+    "timm_names", "torchvision_names",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,25 +65,28 @@ class Backbone:
         )  # fmt: skip
 
 
-def load(name: str = EMBEDDED, *, weights: Path | None = None, size_px: int | None = None) -> Backbone:
+def load(
+    name: str = EMBEDDED, *, weights: Path | None = None, size_px: int | None = None, watch: Watch = SILENT
+) -> Backbone:
     """Load a backbone by name with its pretrained weights, cut everywhere.
 
-    `weights` replaces the library's own (safetensors or a state dict, whole network or features only);
-    `size_px` its input size. Raises UsageError, BackboneError, MissingError.
+    `weights` goes before the library's own: a file (safetensors or a state dict, whole network or features
+    only), or a folder in which the backbone's file is looked for. `size_px` replaces the input size. A download
+    is told to `watch`. Raises UsageError, BackboneError, MissingError.
     """
-    source = find(name)
+    source = find(name, weights)
     preprocessing = _sized(source.preprocessing, size_px)
     network = source.build()
     whole = chain(network, preprocessing.crop_px)
-    tensors = _weights.read(weights) if weights else source.fetch()
+    tensors = source.fetch(watch)
     kept, used = _names(network, whole.segments[:-1]), _names(network, whole.segments)
     full = _weights.fill(network, tensors, needed=kept, used=used, where=str(weights or source.weights))
     filled = {k: v for k, v in network.state_dict().items() if k in (used if full else kept)}
     code = "\n".join(str(segment.code) for segment in whole.segments)
     return Backbone(
-        name,
-        weights.name if weights else source.weights,
-        _weights.fingerprint(filled, f"{name}\n{code}"),
+        source.name,
+        source.weights,
+        _weights.fingerprint(filled, f"{source.name}\n{code}"),
         preprocessing,
         _outputs(network) if full else 0,
         whole,
@@ -89,6 +97,33 @@ def skeleton(name: str, preprocessing: Preprocessing) -> Backbone:
     """The same backbone without weights: for loading a saved model, which brings its own."""
     network = find(name).build()
     return Backbone(name, "none", "none", preprocessing, 0, chain(network, preprocessing.crop_px))
+
+
+def pull(name: str, watch: Watch = SILENT) -> Path:
+    """The file of a backbone's weights, downloaded where it is not at hand. Raises UsageError, MissingError.
+
+    `watch` is told of the bytes. A download that was interrupted goes on, and its hash is checked.
+    """
+    return find(name).pull(watch)
+
+
+def cost(source: Source) -> tuple[int, float]:
+    """(parameters, 10^9 multiply-adds per image at its input size) as its library states them, else as built.
+
+    Raises BackboneError where the network cannot be built or run.
+    """
+    if source.params is not None and source.gflops is not None:
+        return source.params, source.gflops
+    size_px = source.preprocessing.crop_px
+    try:
+        with torch.device("meta"), torch.no_grad():  # shapes only: nothing is computed, no memory is taken
+            network = source.build().eval()
+            with FlopCounterMode(display=False) as counter:
+                network(torch.empty(1, 3, size_px, size_px))
+    except Exception as error:  # whatever the network's own code raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"{source.name} cannot be built or run: {reason}") from error
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() / 2e9
 
 
 def _sized(preprocessing: Preprocessing, size_px: int | None) -> Preprocessing:

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from topwork.errors import MissingError, UsageError
+from topwork.watch import SILENT, Watch
+from topwork.zoo.download import partial, receive, sha256
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
 """Keys under which training scripts put the network's tensors beside their own state."""
@@ -87,14 +89,18 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], *, needed: set[str],
     uses, such as GoogLeNet's auxiliary heads, is in neither. Raises UsageError naming what differs.
     """
     own = network.state_dict()
-    fits = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
+    # Weights of the features only may come with a classifier of NaN (torchvision's VGG16 IMAGENET1K_FEATURES).
+    fits = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape and bool(v.isfinite().all())}
     counters = {k for k in own if k.endswith("num_batches_tracked")}  # absent from older files
     missing = sorted(needed - fits.keys() - counters)
     if missing:
-        shapes = [k for k in missing if k in tensors]
+        there = [k for k in missing if k in tensors]
+        shapes = [k for k in there if tensors[k].shape != own[k].shape]
         what = (
             f"{shapes[0]} is {tuple(tensors[shapes[0]].shape)}, expected {tuple(own[shapes[0]].shape)}"
             if shapes
+            else f"{there[0]} holds values that are not finite"
+            if there
             else f"no {missing[0]}" + (f" (it has {next(iter(sorted(tensors)))}, ...)" if tensors else "")
         )
         raise UsageError(
@@ -126,32 +132,50 @@ def cached_download(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
-def download(url: str, backbone: str) -> dict[str, Tensor]:
-    """Take a state dict from torch.hub's cache, or download it there, checking the hash in its name.
+def pull(url: str, backbone: str, watch: Watch = SILENT) -> Path:
+    """The file of this address in torch.hub's cache, downloaded where it is not there yet.
 
-    Raises MissingError naming the file, its source and its place where neither is possible.
+    An interrupted download goes on; the hash in the file's name is checked. Raises MissingError naming the
+    file, its source and its place where it cannot be had.
     """
     target = cached_download(url)
     if target.is_file():
-        try:
-            return read(target)
-        except UsageError as error:
-            raise MissingError(
-                f"the weights of {backbone} in {target} are damaged; delete that file, and they are fetched again"
-                f" from {url}, or name another with --weights FILE ({error})"
-            ) from error
+        return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        prefix = re.search(r"-([0-9a-f]{8,})\.", target.name)
-        torch.hub.download_url_to_file(url, str(target), prefix and prefix[1], progress=False)
-    except (OSError, RuntimeError, HTTPException) as error:
-        # URLError is an OSError; a wrong hash a RuntimeError; an answer that is no HTTP, or ends early, the last
+        receive(url, target, watch)
+    except (OSError, ValueError, HTTPException) as error:
+        # URLError is an OSError; a wrong hash a ValueError; an answer that is no HTTP, or ends early, the last
+        part = partial(target)
+        kept = f"What came, {part.stat().st_size / 1e6:.1f} MB, is kept.\n" if part.is_file() else ""
         raise MissingError(
             f"the weights of {backbone} are not at hand and could not be fetched ({_first_line(error)}).\n"
             f"  file   {target.name}\n  from   {url}\n  to     {target}\n"
-            f"Put the file there (TORCH_HOME moves the folder), or name another with --weights FILE."
+            f"{kept}Put the file there (TORCH_HOME moves the folder), or name another with --weights FILE."
         ) from error
-    return read(target)
+    return target
+
+
+def read_download(path: Path, url: str, backbone: str) -> dict[str, Tensor]:
+    """Read a downloaded file. Raises MissingError, with what to do, where it is damaged."""
+    try:
+        return read(path)
+    except UsageError as error:
+        raise MissingError(
+            f"the weights of {backbone} in {path} are damaged; delete that file, and they are fetched again"
+            f" from {url}, or name another with --weights FILE ({error})"
+        ) from error
+
+
+def check_blob(path: Path) -> None:
+    """Compare a file of the Hugging Face cache with the SHA-256 that its blob is called by, where it is.
+
+    Raises ValueError where they differ; the blob is deleted then.
+    """
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
+        blob.unlink()
+        path.unlink(missing_ok=True)
+        raise ValueError(f"SHA-256 of {path.name} is not the stated one; it was deleted")
 
 
 def _first_line(error: BaseException) -> str:
