@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+import pickle
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,3 +242,84 @@ def labelled(folder: Path) -> list[Example]:
         for label, name in enumerate(classes)
         for f in sorted((folder / name).iterdir())
     ]
+
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that uses this may not leave the machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6} and address[0] not in {"127.0.0.1", "::1"}:
+            raise OSError(f"this test may not reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", local_names(socket.getaddrinfo))
+
+
+def local_names(resolve: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in {"127.0.0.1", "::1", "localhost"}:
+            raise socket.gaierror(f"this test may not look up {host}")
+        return resolve(host, *args, **kwargs)
+
+    return guarded
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for torch.hub's downloads."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@cache
+def random_weights(name: str, seed: int = 0) -> Tensors:
+    """A state dict for a network: every float random, small, and none of them the network's own start value."""
+    with torch.device("meta"):
+        network = zoo.find(name).build()
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        k: torch.rand(v.shape, generator=generator) * 0.1 + 0.01 if v.is_floating_point() else torch.tensor(7)
+        for k, v in network.state_dict().items()
+    }
+
+
+def features_only(name: str, classifier: str) -> Tensors:
+    return {k: v for k, v in random_weights(name).items() if not k.startswith(classifier)}
+
+
+def whole(tensors: Tensors) -> bytes:
+    buffer = BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def noise(size: int) -> bytes:
+    return np.random.default_rng(size).bytes(size)
+
+
+GARBAGE: dict[str, bytes] = {
+    "empty": b"",
+    "one byte": b"\x80",
+    "page": b"<html>404 Not Found</html>",
+    "text": b"to be or not to be " * 50,
+    "noise": noise(5000),
+    "cut short": whole({"a": torch.ones(99)})[:300],
+    "pickle cut short": pickle.dumps({"a": [1.0] * 99})[:50],
+    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+}
+
+
+class Malicious:
+    """An object whose unpickling would write a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)

@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "ahead": set(),
     "views": {"images"},
     "activations": {"images", "views", "zoo", "engine", "ahead"},
+    "speed": {"zoo", "engine"},
+    "catalogue": {"zoo", "speed"},
     "terminal": set(),  # draws records, computes nothing
     "demo": set(),
     "budget": set(),
@@ -62,7 +64,9 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
     },
     # the front door reads, it computes nothing
-    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"},
+    "cli": {
+        "workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures", "catalogue",
+    },  # fmt: skip
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model"},  # lazily
     # among the leaves

@@ -532,26 +532,6 @@ def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
     assert list(Path.cwd().iterdir()) == []  # it saves no run
 
 
-def test_backbones_says_what_is_at_hand(call: Call, no_network: Path) -> None:
-    got = {row["name"]: row for row in one_object(call("backbones", "--json").out)["backbones"]}
-    assert [name for name, row in got.items() if row["at_hand"]] == ["efficientnet_lite0"]
-    assert got["efficientnet_lite0"]["size"] == 224
-    no_network.mkdir(parents=True)
-    (no_network / "resnet18-f37072fd.pth").touch()
-    said = call("backbones")
-    assert said.code == 0
-    rows = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
-    assert "at hand" in rows["resnet18"]
-    assert "downloaded on first use" in rows["resnet34"]
-
-
-@pytest.mark.usefixtures("no_network")
-def test_backbones_lists_timms_on_demand(call: Call) -> None:
-    rows = one_object(call("backbones", "--timm", "resnet18*", "--json").out)["backbones"]
-    assert {"resnet18", "timm:resnet18.a1_in1k"} <= {row["name"] for row in rows}
-    assert "timm:" not in "".join(row["name"] for row in one_object(call("backbones", "--json").out)["backbones"])
-
-
 @pytest.mark.slow
 def test_the_demo_shows_the_main_job(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the first 150 digits, for time; the demo itself takes all 1797."""

@@ -303,35 +303,34 @@ def evaluate(run: RunFolder, folder: Folder, json: Json = False) -> None:
 
 @app.command()
 def backbones(
-    json: Json = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAMES...", help="Only these.", show_default=False)
+    ] = None,
     timm: Annotated[str, typer.Option("--timm", help="Also list timm's networks that match, such as '*resnet*'.")] = "",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FOLDER", help="A folder in which weights are looked for first.")
+    ] = None,
+    at_hand: Annotated[bool, typer.Option("--at-hand", help="Only those that need no download.")] = False,
+    pull: Annotated[
+        list[str] | None, typer.Option("--pull", metavar="NAME", help="Download the weights of this one; repeatable.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time those at hand and those named, here.")] = False,
+    json: Json = False,
 ) -> None:
-    """List the pretrained networks by name, and whether their weights are at hand."""
-    console, _ = _screen(json)
-    from topwork import zoo
+    """List the pretrained networks, what they cost and where their weights are; download or time them."""
+    console, watch = _screen(json)
+    from topwork import catalogue, zoo
 
-    names = [zoo.EMBEDDED, *zoo.torchvision_names()]
-    if timm:
-        import timm as library
-
-        names += [f"timm:{n}" for n in library.list_models(timm, pretrained=True)]
-    rows = [
-        {"name": s.name, "weights": s.weights, "at_hand": s.at_hand(), "size": s.preprocessing.crop_px}
-        for s in map(zoo.find, names)
-    ]
+    for name in pull or ():
+        zoo.pull(name, watch)
+    found = catalogue.entries(
+        [*(names or ()), *(pull or ())], timm=timm, weights=weights, at_hand=at_hand, measure=measure, watch=watch
+    )
     if json:
-        _print_json({"backbones": rows})
+        _print_json({"backbones": found})
         return
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1))
-    for column in ("name", "input", "weights", ""):
-        table.add_column(column)
-    for row in rows:
-        here = "[green]at hand[/]" if row["at_hand"] else "[dim]downloaded on first use[/]"
-        table.add_row(str(row["name"]), f"{row['size']} px", str(row["weights"]), here)
-    console.print(table)
-    if not timm:
+    catalogue.show(console, found)
+    if not (timm or names or pull or at_hand):
         console.print("\nAnd timm's CNNs as timm:NAME; `topwork backbones --timm '*convnext*'` lists those that match.")
 
 

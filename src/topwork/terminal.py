@@ -31,6 +31,8 @@ STAGES = {
     "views": "Passing views through the frozen layers",
     "train": "Training",
     "predict": "Predicting",
+    "pull": "Downloading weights (bytes)",
+    "list": "Looking at the networks",
 }
 LOCKED = ("test folder", "val folder", "held-out part")
 """Parts of the data that a result can be measured on; any other name is a folder's."""

@@ -16,12 +16,12 @@ from topwork.watch import SILENT, Watch
 from topwork.zoo import weights as _weights
 from topwork.zoo.cuts import Chain, chain
 from topwork.zoo.folder import MAX_SIZE_PX, MIN_SIZE_PX
-from topwork.zoo.names import EMBEDDED, names, torchvision_names
+from topwork.zoo.names import EMBEDDED, names, timm_names, torchvision_names
 from topwork.zoo.sources import Source, at_hand, find
 
 __all__ = [
     "EMBEDDED", "MIN_SIZE_PX", "Backbone", "Source", "at_hand", "cost", "find", "load", "names", "pull", "skeleton",
-    "torchvision_names",
+    "timm_names", "torchvision_names",
 ]  # fmt: skip
 
 

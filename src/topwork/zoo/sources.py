@@ -22,7 +22,7 @@ from topwork.watch import SILENT, Watch
 from topwork.zoo import folder
 from topwork.zoo import weights as files
 from topwork.zoo.families import family
-from topwork.zoo.names import EMBEDDED, LITES, TIMM, names, tagged, torchvision_names
+from topwork.zoo.names import EMBEDDED, LITES, TIMM, full_name, names, tagged, timm_names, torchvision_names
 
 LITE_FACTS = {
     # name: resize and crop in px, parameters, 10^9 multiply-adds, ImageNet top-1
@@ -67,7 +67,8 @@ def find(name: str, weights: Path | None = None) -> Source:
     may state the preprocessing. Raises UsageError with near names where there is no such backbone.
     """
     source = _library(name)
-    file = folder.chosen(weights, source.name)
+    # One of timm's without a tag is the one with its default tag.
+    file = folder.chosen(weights, TIMM + source.weights if name.startswith(TIMM) else source.name)
     return source if file is None else _with(source, file)
 
 
@@ -198,8 +199,8 @@ def _torchvision(network: str, tag: str | None) -> Source:
         raise UsageError(
             f"{network} has no weights {tag!r}; torchvision has: {', '.join(f'{network}.{t}' for t in sorted(tags))}"
         )
-    name = network if tag is None else f"{network}.{tag}"
     member = models.get_model_weights(network).DEFAULT if tag is None else tags[tag]
+    name = full_name(network, member.name.lower())
     recipe, meta = member.transforms(), member.meta
     target = files.cached_download(member.url)
 
@@ -349,7 +350,7 @@ def _cached_timm() -> set[str]:
         return set()
     import timm  # noqa: PLC0415 (2.8 s to import)
 
-    configs = {name: timm.get_pretrained_cfg(name) for name in timm.list_pretrained()}
+    configs = {name: timm.get_pretrained_cfg(name) for name in timm_names()}
     return {
         f"{TIMM}{name}"
         for name, config in configs.items()
