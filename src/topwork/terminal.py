@@ -153,7 +153,7 @@ def backbone(console: Console, facts: BackboneFacts) -> None:
 
 def dropped(console: Console, standing: Standing) -> None:
     """A backbone that is out of the running, and why."""
-    name = f"{standing.backbone} at {standing.size_px} px"
+    name = f"{standing.backbone} at {standing.size_px} px" if standing.size_px else standing.backbone
     console.print(
         f"[yellow]{standing.fate.capitalize()}[/]  {escape(name)}: {escape(standing.reason)}", highlight=False
     )
