@@ -183,8 +183,15 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
 
 
 def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[tune.Arm]:
-    """The backbones whose layers may be trained: the planned one, and where the search decides, its rival."""
-    arms = [tune.Arm(m, decided)]
+    """The backbones whose layers may be trained: the planned one, and where the search decides, its rival.
+
+    The best cut of all may be another backbone's; what is trained here begins at this one's own best.
+    """
+    alone = plan.decide(m.evidence, delta=o.delta, cut=o.cut)
+    own = replace(
+        decided, best_backbone=alone.best_backbone, best_size_px=alone.best_size_px, best_cut=alone.best_cut
+    )  # fmt: skip
+    arms = [tune.Arm(m, own)]
     rival = seen.rival(decided)
     if rival is not None and o.strategy == "auto":
         arms.append(tune.Arm(rival, plan.decide(rival.evidence, delta=o.delta, cut=o.cut)))
