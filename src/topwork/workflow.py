@@ -246,7 +246,7 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
         selected = evaluate.Selected(
             tuple(seen.measured[e].probes[k] for e, k in order), fitted,
             order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
-            fixed=len(order) == 1, importance=m.importance, several=frozen.rival,
+            fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
         )  # fmt: skip
         metrics = evaluate.metrics(
             scores, m.labels[rows], classes,
