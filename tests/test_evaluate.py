@@ -338,3 +338,31 @@ def test_a_real_advantage_survives_the_correction() -> None:
     )
     selected = Selected(probes, candidates(300, 1, 1, seed=0).head, 7, 0.01, None)
     assert corrected_accuracy(selected, seed=0) == pytest.approx(probes[-1].correct.mean(), abs=0.01)
+
+
+def test_a_head_of_several_depths_is_chosen_anew_by_the_gain_that_it_had_to_show() -> None:
+    """Right everywhere, it is taken in every sample; where it must gain more than anything can, in none."""
+    plain = replace(candidates(200, 1, 1, seed=0), fixed=True)
+    everywhere, nowhere = np.ones(200, bool), np.zeros(200, bool)
+
+    def corrected(*several: tuple[NDArray[np.bool_], float]) -> float:
+        return corrected_accuracy(replace(plain, several=several), seed=0, replicates=40)
+
+    alone = corrected()
+    assert alone < 0.8
+    assert corrected((everywhere, 0.0)) == 1
+    assert corrected((everywhere, 1.0)) == alone
+    assert corrected((nowhere, 0.0)) == alone
+    assert corrected((nowhere, 0.01), (everywhere, 0.0)) == 1  # the second one, where the first is not taken
+    assert corrected((everywhere, 0.0), (nowhere, -2.0)) == 1  # the first one, where both would be
+
+
+def test_several_depths_count_only_where_the_chosen_place_is_chosen_again() -> None:
+    """In samples that choose another place, that one's ridge head stands for it."""
+    free = candidates(60, 4, 1, seed=1)
+    several = ((np.ones(60, bool), 0.0),)
+    everything = corrected_accuracy(replace(free, several=several, fixed=True), seed=0, replicates=60)
+    some_of_it = corrected_accuracy(replace(free, several=several), seed=0, replicates=60)
+    none = corrected_accuracy(free, seed=0, replicates=60)
+    assert everything == 1
+    assert none < some_of_it < 1

@@ -730,3 +730,153 @@ def test_a_few_rows_of_a_large_shard_take_little_memory(few: Features, tmp_path:
     tracemalloc.stop()
     assert peak < 4e6
     np.testing.assert_array_equal(found.sum(axis=1), np.where(rows == 150_000, width, 0))
+
+
+# Several backbones in one pass
+
+OTHER_SIZE = Preprocessing(54, 48, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+OTHER_NUMBERS = replace(PREPROCESSING, mean=(0.1, 0.2, 0.3))
+SQUASHED = replace(PREPROCESSING, squash=True)
+
+
+def shelf() -> list[Backbone]:
+    """Weights, input size, normalisation and proportions differ in turn; one has no classifier."""
+    return [
+        tiny(0), tiny(1, classifier=False), tiny(2, OTHER_SIZE), tiny(3, OTHER_NUMBERS), tiny(4, SQUASHED),
+    ]  # fmt: skip
+
+
+def large_photos(folder: Path) -> Path:
+    """Two classes of four JPEGs, so large that they are decoded at a reduced scale: 1/8 for 36 px, 1/4 for 54 px."""
+    rng = np.random.default_rng(5)
+    for label in ("one", "two"):
+        (folder / label).mkdir(parents=True)
+        for i in range(4):
+            coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+            coarse.resize((800, 600)).save(folder / label / f"{i}.jpg", quality=90)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_a_joint_pass_sees_what_each_backbone_sees_alone_bit_for_bit(kind: str, photos: Path, tmp_path: Path) -> None:
+    root = photos if kind == "small" else large_photos(tmp_path / "large")
+    given = examples(root)
+    together = features.measure(shelf(), root, given, cache=tmp_path / "together")
+    for i, (backbone, found) in enumerate(zip(shelf(), together, strict=True)):
+        alone = measure(backbone, root, given, cache=tmp_path / f"alone{i}")
+        identical(found, alone)
+        assert found.passed == alone.passed == len(given)
+        same(found, by_hand(backbone, root, given))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often files were read and decoded."""
+    counted = {"read_bytes": 0, "decode": 0}
+    for name in counted:
+        real = getattr(images, name)
+
+        def count(*given: Any, name: str = name, real: Callable[..., Any] = real) -> Any:
+            counted[name] += 1
+            return real(*given)
+
+        monkeypatch.setattr(images, name, count)
+    return counted
+
+
+def test_a_file_is_read_once_and_decoded_once_for_all(photos: Path, tmp_path: Path, calls: dict[str, int]) -> None:
+    """Small files have one scale whatever the input size."""
+    given = examples(photos)
+    calls.update(read_bytes=0)
+    features.measure(shelf(), photos, given, cache=tmp_path)
+    assert calls == {"read_bytes": 24, "decode": 24}
+
+
+def test_a_large_jpeg_is_decoded_once_per_scale(tmp_path: Path, calls: dict[str, int]) -> None:
+    """600 px on the short side keep twice 36 at 1/8 (75 px) and twice 54 at 1/4 (150 px): two scales for five."""
+    root = large_photos(tmp_path / "large")
+    given = examples(root)
+    sizes = {images.decoded_size((root / given[0].path).read_bytes(), b.preprocessing) for b in shelf()}
+    assert sizes == {(100, 75), (200, 150)}
+    calls.update(read_bytes=0)
+    features.measure(shelf(), root, given, cache=tmp_path / "cache")
+    assert calls == {"read_bytes": 8, "decode": 16}
+
+
+def test_the_decoded_size_is_the_decoded_images(tmp_path: Path, photos: Path) -> None:
+    root = large_photos(tmp_path / "large")
+    for path in [*root.rglob("*.jpg"), *photos.rglob("*.*g")]:
+        for p in (PREPROCESSING, OTHER_SIZE, SQUASHED):
+            assert images.decoded_size(path.read_bytes(), p) == images.decode(path, p).size
+
+
+def test_each_backbone_passes_only_what_it_misses(
+    photos: Path, tmp_path: Path, log: Log, calls: dict[str, int]
+) -> None:
+    given, (first, second, third) = examples(photos), shelf()[:3]
+    measure(first, photos, given, cache=tmp_path)
+    measure(second, photos, given[:10], cache=tmp_path)
+    measure(third, photos, given[4:6], cache=tmp_path)
+    calls.update(read_bytes=0, decode=0)
+    found = features.measure([first, second, third], photos, given, cache=tmp_path, watch=log)
+    assert [f.passed for f in found] == [0, 14, 22]
+    assert log.stages == [("pass", 36)]
+    assert log.steps == 36
+    assert calls["read_bytes"] == 22  # an image that all have seen is not even read
+    for backbone, each in zip([first, second, third], found, strict=True):
+        same(each, by_hand(backbone, photos, given))
+    assert [features.unseen(b, given, cache=tmp_path) for b in (first, second, third, tiny(9))] == [0, 0, 0, 24]
+
+
+def test_a_joint_pass_that_was_interrupted_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
+    """Ended between the second batch of the first backbone and that of the others."""
+    given, backbones = examples(photos), shelf()[:3]
+    with pytest.raises(Stop):
+        features.measure(backbones, photos, given, cache=tmp_path, watch=Interrupting(4, stop))
+    missing = [features.unseen(b, given, cache=tmp_path) for b in backbones]
+    assert sorted(missing) == [16, 20, 20]  # whose turn it is to begin changes from batch to batch
+    log = Log()
+    found = features.measure(backbones, photos, given, cache=tmp_path, watch=log)
+    assert [f.passed for f in found] == missing
+    assert log.stages == [("pass", sum(missing))]
+    assert log.steps == sum(missing)
+    for backbone, each in zip(backbones, found, strict=True):
+        same(each, by_hand(backbone, photos, given))
+
+
+def test_a_fault_is_a_fault_of_all(photos: Path, tmp_path: Path, damaged_png: bytes, log: Log) -> None:
+    (photos / "bark" / "bad.png").write_bytes(damaged_png)
+    given, backbones = examples(photos), shelf()
+    found = features.measure(backbones, photos, given, cache=tmp_path, watch=log)
+    good = [e for e in given if e.path != "bark/bad.png"]
+    assert len(good) == len(given) - 1 == 24
+    for backbone, each in zip(backbones, found, strict=True):
+        assert [f.path for f in each.faults] == ["bark/bad.png"]
+        assert each.passed == 24
+        same(each, by_hand(backbone, photos, good))
+    assert log.stages == [("pass", 125)]
+    assert log.steps == 125
+
+
+def test_what_one_backbone_cannot_frame_none_uses(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strip whose resized form is too large for the larger input alone; seen before by the smaller one."""
+    Image.fromarray(np.full((2, 60, 3), 90, np.uint8)).save(photos / "bark" / "strip.png")
+    given, (small, large) = examples(photos), (tiny(0), tiny(2, OTHER_SIZE))
+    monkeypatch.setattr(images, "MAX_PIXELS", 36 * 1080)
+    assert measure(small, photos, given, cache=tmp_path).faults == ()
+    found = features.measure([small, large], photos, given, cache=tmp_path)
+    for each in found:
+        assert [(f.path, f.kind) for f in each.faults] == [("bark/strip.png", "too many pixels")]
+        assert each.at(0).shape[0] == 24
+    assert [f.passed for f in found] == [0, 24]
+
+
+def test_seconds_of_a_joint_pass_are_each_backbones_own(photos: Path, tmp_path: Path) -> None:
+    """Decoding counts in full for each, as if it had passed alone; the forward passes are its own segments'."""
+    small, large = features.measure([tiny(0), tiny(2, OTHER_SIZE)], photos, examples(photos), cache=tmp_path)
+    assert small.seconds.shape == large.seconds.shape == (4,)
+    assert (small.seconds > 0).all()
+    assert (large.seconds > 0).all()
+    assert large.fe_seconds == pytest.approx(24 * large.seconds.sum())

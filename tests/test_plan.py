@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 
-from topwork.plan import Evidence, cheapest, decide, deficits, scores, tuned
+from topwork.plan import Evidence, cheapest, decide, deficits, hopeless, places, scores, stacked, tuned
 from topwork.records import CutScore, Plan, Recipe, Tuning
 from topwork.statistics import Z95, class_weights
 
@@ -449,7 +449,7 @@ def test_the_early_cut_is_the_best_within_a_third_of_the_work() -> None:
     shares = (0.1, 0.2, 0.33, 0.34, 1.0)
     seen = Evidence("resnet18", 224, ("a", "b", "c", "d", "e"), shares, shares, 10.0, correct)
     assert decide(seen).similarity.early_cut == "b"
-    late = Evidence("resnet18", ("a", "b", "c", "d", "e"), shares, (0.5, 0.6, 0.7, 0.8, 1.0), correct)
+    late = replace(seen, mac_shares=(0.5, 0.6, 0.7, 0.8, 1.0))
     assert decide(late).similarity.early_cut == "a"
 
 
@@ -491,3 +491,228 @@ def test_the_depth_tables_intervals_cover_where_groups_are_uneven() -> None:
         row = table(evidence(correct, groups=groups), (1,), (1,))[0]
         covered += row.low <= 0.8 <= row.high
     assert covered / 300 > 0.9
+
+
+# ---- several backbones
+
+
+def of(name: str, forward_ms: float, correct: Answers, *, size_px: int = 224, **given: Any) -> Evidence:
+    return replace(evidence(correct, **given), backbone=name, forward_ms=forward_ms, size_px=size_px)
+
+
+def test_places_are_all_cuts_of_all_backbones_the_cheapest_first() -> None:
+    """a costs 10 and 20 ms, b 5, 10 and 15; of two equally dear ones the first backbone's comes first."""
+    a, b = of("a", 20.0, answers(10, 5, (0, 0))), of("b", 15.0, answers(10, 5, (0, 0), (0, 0)))
+    assert places([a, b]) == [(1, 0), (0, 0), (1, 1), (1, 2), (0, 1)]
+    assert places([b, a]) == [(0, 0), (0, 1), (1, 0), (0, 2), (1, 1)]
+    assert places([a, b], "layer2") == [(1, 1), (0, 1)]
+    assert places([a, b], "layer3") == [(1, 2)]
+    assert places([a, b], "layer4") == []
+
+
+def test_a_cheaper_backbone_within_delta_is_chosen_and_every_sentence_has_its_numbers() -> None:
+    """10,000 images: big is right on 9,000 at its last cut and 8,000 at the first; small on 8,980 and 8,500.
+
+    small's deficit of 20 with nothing gained: sd^2 = 20 / 10,000 - 0.002^2 (n / (n - 1)), error
+    hypot(0.000447, 0.0001) = 0.000458, bounds 0.2 -+ 0.09 points.
+    """
+    big = of("big", 40.0, answers(10_000, 9000, (1000, 0)))
+    base = np.arange(10_000) < 9000
+    near, far = base.copy(), base.copy()
+    near[:20], far[:500] = False, False
+    small = of("small", 10.0, np.stack([far, near], axis=1))
+    plan = decide(small, big)
+    assert (plan.backbone, plan.cut, plan.best_backbone, plan.best_cut) == ("small", "layer2", "big", "layer2")
+    assert (plan.kept_cost, plan.cost_ms, plan.decided) == (1.0, 10.0, True)
+    assert plan.reasons[:2] == (
+        "Cut after small layer2: the cheapest place within 1.0 point of the best (big layer2, 90.0%); it is right on"
+        " 89.8%, and its deficit of 0.2 points is at most 0.3 points with 95% confidence. It keeps 10 ms per image"
+        " (100% of the backbone's cost).",
+        "The best place of each backbone: big layer2 90.0%; small layer2 89.8% (0.2 points less, 95% interval 0.1"
+        " points to 0.3 points, shown to be worse).",
+    )
+    strict = decide(small, big, delta=0.001)
+    assert (strict.backbone, strict.cut, strict.cost_ms) == ("big", "layer2", 40.0)
+    assert strict.reasons[0] == (
+        "Cut after big layer2: the best place, 90.0% right leave-one-out, at 40 ms per image (100% of the backbone's"
+        " cost). No cheaper place is shown to be within 0.1 points of it."
+    )
+
+
+def test_an_open_question_names_the_other_backbones_place() -> None:
+    """The numbers of one backbone's open cut (above), at another backbone."""
+    correct = answers(400, 340, (20, 12))
+    plan = decide(of("cheap", 1.0, correct[:, :1]), of("dear", 10.0, correct[:, 1:]))
+    assert (plan.backbone, plan.decided, plan.more_images) == ("dear", False, 2800)
+    assert plan.reasons[2] == (
+        "Undecided whether a cheaper place would do: cheap layer1 may be within 1.0 point or not (deficit of cheap"
+        " layer1 2.0 points, 95% interval -0.8 points to 4.8 points); about 2800 more images would tell."
+    )
+    assert (
+        "cheap layer1 83.0% (2.0 points less, 95% interval -0.8 points to 4.8 points, not shown to be worse)"
+        in (plan.reasons[1])
+    )
+
+
+def test_one_network_at_two_sizes_is_named_with_its_size() -> None:
+    correct = answers(1000, 900, (300, 0))
+    plan = decide(of("net", 10.0, correct, size_px=112), of("net", 40.0, correct, size_px=224))
+    assert (plan.backbone, plan.size_px, plan.cost_ms) == ("net", 112, 10.0)
+    assert plan.reasons[0].startswith("Cut after net at 112 px layer2: the best place")
+    assert "net at 224 px layer2 90.0% (0.0 points less" in plan.reasons[1]
+
+
+def test_a_cut_that_was_asked_for_is_taken_at_the_cheaper_of_two_sizes_that_will_do() -> None:
+    """Of layer1 at both sizes the smaller is within delta of the larger; the best of all is layer2 at 224."""
+    small, large = answers(10_000, 9000, (1010, 0)), answers(10_000, 9000, (1000, 0))
+    seen = of("net", 10.0, small, size_px=112), of("net", 40.0, large, size_px=224)
+    plan = decide(*seen, cut="layer1")
+    assert (plan.size_px, plan.cut, plan.decided, plan.more_images) == (112, "layer1", True, None)
+    assert plan.reasons[0] == (
+        "Cut after net at 112 px layer1, as asked: 79.9% right leave-one-out, at 5 ms per image (50% of the backbone's"
+        " cost); the best cut, net at 112 px layer2, is right on 90.0%."
+    )
+    poor = of("net", 10.0, answers(10_000, 9000, (3000, 0)), size_px=112)
+    assert decide(poor, seen[1], cut="layer1").size_px == 224
+    with pytest.raises(ValueError, match="no backbone has a cut 'layer7'"):
+        decide(*seen, cut="layer7")
+
+
+def test_the_depth_tables_deficits_are_to_the_best_place_of_all() -> None:
+    small, big = of("small", 10.0, answers(1000, 800, (300, 0))), of("big", 40.0, answers(1000, 900, (200, 0)))
+    first, second = scores([small, big], [(8, 16), (24, 32)], [(0.1, 0.2), (0.3, 0.4)])
+    assert [s.deficit for s in first] == pytest.approx([0.4, 0.1])
+    assert [s.deficit for s in second] == pytest.approx([0.2, 0.0])
+    assert [(s.dims, s.ridge, s.cost_ms) for s in (*first, *second)] == [
+        (8, 0.1, 5.0), (16, 0.2, 10.0), (24, 0.3, 20.0), (32, 0.4, 40.0),
+    ]  # fmt: skip
+    assert (second[1].deficit_low, second[1].deficit_high) == (0, 0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(correct=measurements(), delta=st.floats(0, 0.3), dearer=st.floats(1.01, 50), first=st.booleans())
+def test_of_the_same_backbone_twice_the_cheaper_one_is_chosen(
+    correct: Answers, delta: float, dearer: float, first: bool
+) -> None:
+    cheap, dear = of("cheap", 10.0, correct), of("dear", 10.0 * dearer, correct)
+    plan = decide(*([cheap, dear] if first else [dear, cheap]), delta=delta)
+    alone = decide(cheap, delta=delta)
+    assert (plan.backbone, plan.best_backbone) == ("cheap", "cheap")
+    assert (plan.cut, plan.best_cut) == (alone.cut, alone.best_cut)
+
+
+@settings(max_examples=80, deadline=None)
+@given(correct=measurements(), delta=st.floats(0, 0.3), cost=st.floats(0.1, 100))
+def test_a_backbone_that_is_never_right_changes_nothing_but_the_ranking(
+    correct: Answers, delta: float, cost: float
+) -> None:
+    """Where chance has made none of the others right either, everything is equal."""
+    if correct.mean(axis=0).max() - 1.96 * 0.5 / len(correct) ** 0.5 - 2.5 / len(correct) <= delta:
+        return  # so few images that never right may still be within delta
+    real, wrong = of("real", 10.0, correct), of("wrong", cost, np.zeros_like(correct))
+    alone, plan = decide(real, delta=delta), decide(real, wrong, delta=delta)
+    ranking = [r for r in plan.reasons if r.startswith("The best place of each backbone")]
+    assert len(ranking) == 1
+    assert "wrong layer1 0.0%" in ranking[0]
+    assert replace(plan, reasons=()) == replace(alone, reasons=())
+
+
+def test_the_ranking_is_by_accuracy_with_the_best_first() -> None:
+    seen = [of(name, 10.0, np.arange(1000)[:, None] < right) for name, right in (("c", 500), ("a", 900), ("b", 700))]
+    (said,) = [r for r in decide(*seen).reasons if r.startswith("The best place of each")]
+    order = [said.index(f" {name} layer1") for name in ("a", "b", "c")]
+    assert order == sorted(order)
+
+
+# ---- who is out of the running
+
+
+def test_hopeless_is_who_lies_beyond_delta_whatever_chance_did() -> None:
+    """200 images; d of them lost and none gained: low = d / 200 - 2.5758 hypot(sd / sqrt(200), 1 / 200).
+
+    d = 12: 0.06 - 2.5758 hypot(0.016835, 0.005) = 0.01476; d = 11: 0.055 - 2.5758 hypot(0.016162, 0.005) = 0.01142;
+    d = 10: 0.05 - 2.5758 hypot(0.015450, 0.005) = 0.00817, which is within a point.
+    """
+    best = of("best", 20.0, np.ones((200, 1), bool))
+
+    def loses(d: int) -> str | None:
+        return hopeless([of("other", 10.0, (np.arange(200) >= d)[:, None]), best], 0.01)[0]
+
+    assert loses(10) is None
+    assert loses(11) == (
+        "stopped after 200 images: its best cut, layer1, is right on 94.5%, best layer1 on 100.0%,"
+        " at least 1.1 points more (99%)"
+    )
+    assert loses(12) is not None
+    assert hopeless([best, best], 0.01) == (None, None)
+
+
+def test_one_cut_that_may_do_keeps_a_backbone_in() -> None:
+    best = of("best", 20.0, np.ones((200, 1), bool))
+    poor, fair = np.arange(200) >= 100, np.arange(200) >= 5
+    assert hopeless([of("a", 10.0, np.stack([poor, poor], axis=1)), best], 0.01)[0] is not None
+    assert hopeless([of("a", 10.0, np.stack([poor, fair], axis=1)), best], 0.01)[0] is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(one=measurements(), seed=st.integers(0, 999), delta=st.floats(0, 0.5))
+def test_who_is_hopeless_is_not_the_best_and_not_chosen(one: Answers, seed: int, delta: float) -> None:
+    other = np.random.default_rng(seed).random(one.shape) < 0.4
+    seen = [of("a", 10.0, one), of("b", 20.0, other)]
+    plan, found = decide(*seen, delta=delta), dict(zip(("a", "b"), hopeless(seen, delta), strict=True))
+    assert found[plan.best_backbone] is None
+    assert found[plan.backbone] is None
+
+
+# ---- the plan after it
+
+
+def test_a_head_of_several_depths_costs_its_deepest() -> None:
+    small, big = of("small", 10.0, answers(1000, 900, (0, 0))), of("big", 40.0, answers(1000, 900, (300, 0)))
+    plan = decide(small, big)
+    assert (plan.backbone, plan.cut) == ("small", "layer1")
+    after = stacked(plan, small, "layer2", "several depths (layer1 60%, layer2 40%)")
+    assert (after.cut, after.kept_cost, after.cost_ms) == ("layer2", 1.0, 10.0)
+    assert after.reasons == (
+        *plan.reasons[:-1],
+        "The head reads several depths (layer1 60%, layer2 40%). The deepest one, layer2, is what counts for the cost:"
+        " 100%.",
+        plan.reasons[-1],
+    )
+
+
+def tuning(backbone: str, size_px: int, *, replaced: bool, cut: str = "layer1") -> Tuning:
+    recipe = Recipe("suffix", cut, cut)
+    return Tuning(60.0, 9.0, (), backbone, size_px, recipe, 0.05, 0.01, 100, replaced, "what was found.")
+
+
+def test_where_another_backbones_training_wins_the_plan_is_its() -> None:
+    small = of("small", 10.0, answers(1000, 900, (0, 0)), source_confidence=0.3, source_spread=0.1)
+    big = of("big", 40.0, answers(1000, 900, (300, 0)), source_confidence=0.6, source_spread=0.2)
+    plan = decide(small, big)
+    after = tuned(plan, tuning("big", 224, replaced=True), [small, big])
+    assert (plan.backbone, after.backbone) == ("small", "big")
+    assert (after.cut, after.strategy, after.kept_cost, after.cost_ms) == ("layer1", "suffix", 0.5, 20.0)
+    assert (plan.similarity.source_confidence, after.similarity.source_confidence) == (0.3, 0.6)
+    assert (after.best_backbone, after.best_cut) == (plan.best_backbone, plan.best_cut)
+    assert after.reasons == (
+        *plan.reasons[:-2],
+        after.similarity.reason,
+        "The trained model replaces the frozen one: what was found. It is big, cut after layer1, at 20 ms per image.",
+    )
+
+
+def test_where_the_same_network_at_another_size_wins_its_size_is_said() -> None:
+    correct = answers(1000, 900, (0, 0))
+    seen = [of("net", 10.0, correct, size_px=112), of("net", 40.0, correct, size_px=224)]
+    after = tuned(decide(*seen), tuning("net", 224, replaced=True, cut="layer2"), seen)
+    assert (after.size_px, after.cost_ms) == (224, 40.0)
+    assert after.reasons[-1].endswith("It is net at 224 px, cut after layer2, at 40 ms per image.")
+
+
+def test_where_no_training_wins_the_plan_stays() -> None:
+    seen = [of("small", 10.0, answers(1000, 900, (0, 0))), of("big", 40.0, answers(1000, 900, (300, 0)))]
+    plan = decide(*seen)
+    after = tuned(plan, tuning("big", 224, replaced=False), seen)
+    assert replace(after, reasons=()) == replace(plan, reasons=())
+    assert after.reasons[-1] == "The kept layers stay as they were learnt; what was found."

@@ -6,6 +6,7 @@ import io
 import re
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from topwork.records import (
     Plan,
     Recipe,
     RunRecord,
+    Standing,
     Trial,
 )
 
@@ -320,11 +322,95 @@ def test_the_end_of_a_fit_says_what_it_cost_and_what_to_do_next(record: RunRecor
     spent = record.spending
     assert f"{spent.total_seconds:.1f} s = {spent.cost_fe:.2f} FE" in said
     assert f"{spent.images_passed} images passed now" in said
-    assert f"keeps {100 * record.plan.kept_cost:.0f}% of the backbone's cost" in said
+    m = record.model
+    assert f"keeps {m.params / 1e6:.2f} of {m.whole_params / 1e6:.2f} M parameters" in said
+    assert f"{m.file_bytes / 1e6:.1f} MB; {100 * record.plan.kept_cost:.0f}% of the forward time" in said
+    assert f"one image {m.latency_ms:.0f} ms, the whole backbone {m.whole_latency_ms:.0f} ms" in said
     assert unwrapped(record.head.reason) in said
     assert "topwork predict runs/mine " in said
     assert "topwork evaluate runs/mine " in said
     assert all(name in said for name in CLASSES)
+
+
+# ---------------------------------------------------------------------------------------------- several backbones
+
+
+def standing(name: str, accuracies: list[float], fate: str = "measured", **given: Any) -> Standing:
+    best = max(accuracies)
+    scores = tuple(
+        replace(s, deficit=0.97 - s.accuracy, deficit_low=0.96 - s.accuracy, deficit_high=0.98 - s.accuracy)
+        for s in scores_of(accuracies)
+    )
+    if best == 0.97:
+        scores = tuple(
+            replace(s, deficit=0, deficit_low=0, deficit_high=0) if s.accuracy == best else s for s in scores
+        )
+    facts = {"size_px": 224, "reason": "why", "top1": None, "n": 300, "forward_ms": 9.0, "facts": None} | given
+    return Standing(name, fate=fate, scores=scores, **facts)  # type: ignore[arg-type]
+
+
+LEFT_OUT = Standing("gone", 96, "left out", "its pass would take about 90 s", 0.8, 0, 12.0, None, ())
+RANKED = (
+    standing("resnet18", [0.8, 0.93], "chosen"), standing("convnext_tiny", [0.9, 0.97]),
+    standing("vgg11", [0.7, 0.6], "stopped", n=200), LEFT_OUT,
+)  # fmt: skip
+
+
+def test_the_ranking_shows_the_records_numbers() -> None:
+    rows = drawn("ranking", RANKED, width=120).splitlines()
+    for s in RANKED[:3]:
+        (row,) = [row for row in rows if s.backbone in row]
+        best = s.best
+        assert best is not None
+        cells = [best.cut, f"{100 * best.accuracy:.1f}%", f"{100 * best.low:.1f}-{100 * best.high:.1f}"]
+        cells.append(f"{best.cost_ms:.3g}")
+        if best.deficit:
+            cells.append(
+                f"{100 * best.deficit:.1f} ({100 * best.deficit_low:.1f} to {100 * best.deficit_high:.1f})"
+            )  # fmt: skip
+        cells.append({"chosen": "<- chosen", "stopped": "stopped at 200", "measured": ""}[s.fate])
+        place = 0
+        for cell in cells:
+            assert cell in row[place:], (cell, row)
+            place = row.index(cell, place) + len(cell)
+    assert not any("gone" in row for row in rows)
+    assert [next(i for i, row in enumerate(rows) if s.backbone in row) for s in RANKED[:3]] == [3, 4, 5]
+
+
+def test_one_backbone_is_no_ranking() -> None:
+    assert drawn("ranking", RANKED[:1]) == ""
+    assert drawn("ranking", (RANKED[0], LEFT_OUT)) == ""
+
+
+def test_sizes_are_told_where_a_backbone_has_several() -> None:
+    both = (standing("resnet18", [0.9], "chosen", size_px=112), standing("resnet18", [0.97], size_px=224))
+    said = drawn("ranking", both, width=120)
+    assert "resnet18 112 px" in said
+    assert "resnet18 224 px" in said
+    assert "px" not in drawn("ranking", RANKED, width=120).split("behind", 1)[1]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_ranking_keeps_its_numbers_in_any_terminal(width: int) -> None:
+    """Names are folded; numbers are never cut. Below a certain width it is no table, but a line per backbone."""
+    long = tuple(replace(s, backbone=f"timm:{s.backbone}.a_tag_of_many_words_in22k_ft_in1k") for s in RANKED)
+    text = drawn("ranking", long, width=width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    squeezed = unwrapped(text).replace(" ", "")
+    for s in long[:3]:
+        best = s.best
+        assert best is not None
+        assert f"{best.accuracy:.1%}" in squeezed
+        assert f"{best.cost_ms:.3g}" in squeezed
+        if best.deficit:
+            assert f"{100 * best.deficit:.1f}({100 * best.deficit_low:.1f}to{100 * best.deficit_high:.1f})" in squeezed
+
+
+@pytest.mark.parametrize(("fate", "word"), [("left out", "Left out"), ("stopped", "Stopped")])
+def test_who_is_out_of_the_running_is_told_with_the_reason(fate: Any, word: str) -> None:
+    said = unwrapped(drawn("dropped", replace(LEFT_OUT, fate=fate)))
+    assert said == f"{word} gone at 96 px: its pass would take about 90 s"
+    assert unwrapped(drawn("dropped", replace(LEFT_OUT, size_px=0))).startswith("Left out gone: ")
 
 
 # ---------------------------------------------------------------------------------------------- names and widths
@@ -347,7 +433,13 @@ def named(record: RunRecord, name: str) -> dict[str, str]:
         "class table": drawn("metrics", odd),
         "confusion": drawn("confusion", odd),
         "run's folder": drawn("outcome", record, name),
-    }
+        "backbone": drawn("ranking", (replace(RANKED[0], backbone=name), RANKED[1]), width=120),
+        "best cut": drawn(
+            "ranking", (replace(RANKED[0], scores=(replace(RANKED[0].scores[1], cut=name),)), RANKED[1]), width=120
+        ),
+        "dropped backbone": drawn("dropped", replace(LEFT_OUT, backbone=name)),
+        "why it was": drawn("dropped", replace(LEFT_OUT, reason=name)),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -373,6 +465,8 @@ def test_nothing_is_wider_than_the_terminal(record: RunRecord, width: int) -> No
         drawn("metrics", metrics_of(wide), width=width),
         drawn("confusion", metrics_of(tuple(f"kind{i}" for i in range(terminal.SHOWN_CLASSES))), width=width),
         drawn("outcome", record, "runs/" + "deep/" * 30, width=width),
+        drawn("ranking", RANKED, width=width),
+        drawn("dropped", LEFT_OUT, width=width),
     ]
     for text in everything:
         assert text.strip()
@@ -392,15 +486,18 @@ def shown(*facts: tuple[str, object]) -> str:
 
 def test_every_fact_is_drawn_as_it_comes(record: RunRecord) -> None:
     """The watch draws what the functions draw, in the order in which it is told."""
+    assert "Backbones, each at its best cut" in shown(("standings", RANKED), ("plan", record.plan))
     data, tried = dataset_of(("ash", "oak")), Trial(
         "resnet18", 224, Recipe("full", "bn2", "bn1"), "long", 0, 9, 0.5, 1.0, 0.4, 3.0, ()
     )  # fmt: skip
     said = shown(
-        ("data", data), ("backbone", record.backbone), ("faults", many_faults(2)), ("standings", record.backbones),
+        ("data", data), ("backbone", record.backbone), ("dropped", LEFT_OUT), ("faults", many_faults(2)),
+        ("standings", record.backbones),
         ("plan", record.plan), ("budget", (90.0, 30.0)), ("tried", tried), ("tuning", record.plan),
     )  # fmt: skip
     parts = [
-        drawn("dataset", data), drawn("backbone", record.backbone), drawn("faults", many_faults(2)),
+        drawn("dataset", data), drawn("backbone", record.backbone), drawn("dropped", LEFT_OUT),
+        drawn("faults", many_faults(2)),
         drawn("depth", record.scores, record.plan), drawn("plan", record.plan), drawn("budget", 90.0, 30.0),
         drawn("trial", tried), f"  - {record.plan.reasons[-1].split()[0]}",
     ]  # fmt: skip

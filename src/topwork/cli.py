@@ -389,7 +389,7 @@ def _files(paths: list[Path]) -> list[str | Path]:
 
 def _sizes(given: list[str] | None) -> list[Any] | None:
     """Numbers of px as numbers; what is none goes on as it is, to be told what is wrong with it."""
-    return None if given is None else [int(s) if s.removeprefix("-").isdigit() else s for s in given]
+    return None if given is None else [int(s) if s.removeprefix("-").isdecimal() else s for s in given]
 
 
 def _typed(context: typer.Context, name: str) -> bool:

@@ -38,7 +38,8 @@ class Selected:
     groups: Ints | None
     fixed: bool = False  # the cut was given, not chosen
     importance: Floats | None = None  # (n,) how much each image weighed in the choice
-    several: NDArray[np.bool_] | None = None  # (n,) where a head of several depths is right, where one was tested
+    several: tuple[tuple[NDArray[np.bool_], float], ...] = ()  # heads of several depths that were tested, in order:
+    # (n,) where each is right, and the gain that it must be shown to exceed
 
 
 def metrics(
@@ -127,9 +128,10 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
                 logistic = selected.head.correct[:, best]
                 if weighed @ logistic > weighed @ folds + TIE:
                     right = folds = logistic
-            several = selected.several
-            if several is not None and paired_gain(several[rows], folds[rows], again, weight)[1] > 0:
-                right = several
+            for several, least in selected.several:
+                if paired_gain(several[rows], folds[rows], again, weight)[1] > least:
+                    right = several
+                    break
         shares.append(right[out].mean())
     return float(np.mean(shares))
 

@@ -74,7 +74,8 @@ class Frozen:
 
     head: head.Head
     taps: tuple[int, ...]  # positions of the cuts, rising; the last one is where the network is cut
-    rival: NDArray[np.bool_] | None  # (n,) where a head of several depths is right out of fold, if one was tested
+    tried: tuple[tuple[NDArray[np.bool_], float], ...]  # heads of several depths in order: (n,) where each is right
+    # out of fold, and the gain over one depth that it must be shown to exceed
 
     def features(self, m: Measured, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the head reads of these images: the pooled features of its cuts, one after the other."""
@@ -88,22 +89,22 @@ def frozen_head(m: Measured, chosen: int, seed: int, *, several: bool, delta: fl
     counts; deeper ones undo the choice of a cheaper cut, so they must be shown to gain more than `delta`.
     """
     fitted = fitted_head(m, chosen, seed)
-    frozen = Frozen(fitted, (chosen,), None)
     if not several or m.by_fold is None:
-        return frozen
+        return Frozen(fitted, (chosen,), ())
+    deepest = len(m.by_fold) - 1
+    tried: tuple[tuple[NDArray[np.bool_], float], ...] = ()
     labels, classes = m.labels[m.rows], len(m.dataset.classes)
     fold = head.folds(labels, m.groups, seed)
-    for last, least in ((len(m.by_fold) - 1, delta), (chosen, 0.0)):
+    for last, least in (*([(deepest, delta)] if deepest > chosen else []), (chosen, 0.0)):
         scores = [m.by_fold[k].astype(np.float32) for k in range(last + 1)]
         found = stack.stack(scores, labels, classes, fold, importance=m.importance)
         if len(found.used) < 2 or (last > chosen and found.used[-1] <= chosen):
             continue
         gain, low = stack.gain(found.right, fitted.right, m.groups, m.importance)
-        if frozen.rival is None:
-            frozen = replace(frozen, rival=found.right)
+        tried = (*tried, (found.right, least))
         if low > least:
-            return Frozen(_stacked(m, fitted, found, (gain, low), seed), found.used, found.right)
-    return frozen
+            return Frozen(_stacked(m, fitted, found, (gain, low), seed), found.used, tried)
+    return Frozen(fitted, (chosen,), tried)
 
 
 def _stacked(m: Measured, fitted: head.Head, found: stack.Stacked, gain: tuple[float, float], seed: int) -> head.Head:
@@ -198,7 +199,7 @@ def probed(
             locked,
             labels[rows],
             weight,
-            fold,
+            fold if with_folds else np.zeros(0),  # what was kept without scores out of fold is not what has them
         ]
         found: dict[str, Any] = memo.remembered(cache / "probes", inputs, lambda: compute(k))
         by_fold = found.pop("by_fold", None)

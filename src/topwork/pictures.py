@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 SIZE_IN = (11.0, 5.6)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's (2008), which people with any colour vision tell apart; each goes with a marker of its own."""
+"""Okabe and Ito's (2008), which people with any colour vision tell apart; each goes with a marker of its own, and with
+the next one where there are more curves than colours."""
 
 MARKERS = "osD^vPX*"
 LOG_FROM = 20  # ratio of costs from which cheap cuts would lie on each other on an even scale
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "svg.fonttype": "none", "svg.hashsalt": "topwork",
+    "svg.fonttype": "none", "svg.hashsalt": "topwork", "text.parse_math": False,
 }  # fmt: skip
-"""Text stays text, to be searched and read aloud; the same records give the same bytes."""
+"""Text stays text, letter by letter, to be searched and read aloud; the same records give the same bytes."""
 
 
 def write(path: Path, standings: Sequence[Standing], decided: Plan) -> None:
@@ -46,12 +47,12 @@ def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
     drawn = [s for s in standings if s.scores]
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE_IN, layout="constrained")
-        axes = figure.add_subplot()
+        axes, curves = figure.add_subplot(), []
         for i, s in enumerate(drawn):
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            colour, marker = look(i)
             cost, accuracy = [c.cost_ms for c in s.scores], [100 * c.accuracy for c in s.scores]
-            axes.plot(
-                cost, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.4, label=_label(s),
+            curves += axes.plot(
+                cost, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.4,
                 linestyle="--" if s.fate == "stopped" else "-",
             )  # fmt: skip
             axes.fill_between(
@@ -66,10 +67,16 @@ def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
         axes.set_xlabel("measured forward time of the kept layers, ms per image")
         axes.set_ylabel("accuracy, leave-one-out, %")
         axes.set_title("Accuracy at every cut, with 95% intervals", loc="left")
-        figure.legend(frameon=False, loc="outside right upper")
+        # Handles and labels by hand: a label that begins with _ would otherwise be left out.
+        figure.legend(curves, [_label(s) for s in drawn], frameon=False, loc="outside right upper")
         out = BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": "Depth curves", "Creator": "topwork"})
     return out.getvalue()
+
+
+def look(i: int) -> tuple[str, str]:
+    """Colour and marker of curve i: no two of len(COLOURS) x len(MARKERS) curves have both in common."""
+    return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def _mark(axes: Axes, standings: Sequence[Standing], decided: Plan) -> None:

@@ -213,11 +213,13 @@ def tuned(plan: Plan, tuning: Tuning, evidences: Sequence[Evidence], *, asked: b
         )
     elif recipe.cut != plan.cut:
         cost = f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
+    similarity = plan.similarity if same else _similarity(evidence)
+    reasons = [similarity.reason if r == plan.similarity.reason else r for r in reasons]  # each backbone has its own
     how = "Trained as asked" if asked else "The trained model replaces the frozen one"
     return replace(
         plan, backbone=evidence.backbone, size_px=evidence.size_px, cut=recipe.cut, strategy=recipe.strategy,
         recipe=recipe, kept_cost=kept, cost_ms=evidence.cost_ms(k),
-        similarity=plan.similarity if same else _similarity(evidence),
+        similarity=similarity,
         reasons=(*reasons, f"{how}: {tuning.reason}{cost}"),
     )  # fmt: skip
 
@@ -231,6 +233,11 @@ class _Field:
     correct: NDArray[np.bool_]  # (n, P)
     accuracy: Floats  # (P,)
     d: Deficits
+
+    @property
+    def word(self) -> str:
+        """What a place is called: of one backbone, places are its cuts."""
+        return "cut" if len(self.evidences) == 1 else "place"
 
     def name(self, p: int) -> str:
         """A cut's name; with its backbone's, where there are several."""
@@ -274,7 +281,7 @@ def _cut_reason(field: _Field, chosen: int, delta: float) -> str:
         text = f"Cut after {name}: the best place, {field.accuracy[chosen]:.1%} right leave-one-out, at"
         text += f" {field.cost(chosen)}."
         if chosen:
-            text += f" No cheaper cut is shown to be within {_points(delta)} of it."
+            text += f" No cheaper {field.word} is shown to be within {_points(delta)} of it."
         return text
     return (
         f"Cut after {name}: the cheapest place within {_points(delta)} of the best ({best},"
@@ -322,7 +329,7 @@ def _undecided(field: _Field, chosen: int, delta: float) -> tuple[int | None, st
     others = len(still_open) - 1
     names = field.name(k) + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
     text = (
-        f"Undecided whether a cheaper cut would do: {names} may be within {_points(delta)} or not"
+        f"Undecided whether a cheaper {field.word} would do: {names} may be within {_points(delta)} or not"
         f" (deficit of {field.name(k)} {_points(d.value[k])}, 95% interval {_points(d.low[k])} to"
         f" {_points(d.high[k])})"
     )

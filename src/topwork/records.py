@@ -190,7 +190,7 @@ class Standing:
     """What became of one backbone that was asked for, at one input size."""
 
     backbone: str
-    size_px: int
+    size_px: int  # 0 where it could not even be found out
     fate: Fate
     reason: str
     top1: float | None  # on ImageNet, 0..1, as its publisher states it for these weights

@@ -201,14 +201,15 @@ def asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool) 
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int)):
             raise UsageError(f"--size {size}: expected a number of px, or auto")
     named = [zoo.find(name, weights).name for name in names if name != AUTO]
-    several = len(set(names)) > 1 or AUTO in names
+    several = len(set(named)) > 1 or AUTO in names
     if several and weights is not None and weights.is_file():
         raise UsageError(f"--weights {weights}: a file is of one backbone; name one, or give a folder of weights")
     if several and cuts:
         raise UsageError("--cut and --unfreeze name layers of one backbone; name that one with --backbone")
     found = zoo.at_hand(weights) if AUTO in names else []
     everything = [(name, True) for name in named] + [(name, False) for name in found if name not in named]
-    return [Asked(name, size, by_user) for name, by_user in dict.fromkeys(everything) for size in (sizes or [None])]
+    once = list(dict.fromkeys(sizes)) or [None]
+    return [Asked(name, size, by_user) for name, by_user in dict.fromkeys(everything) for size in once]
 
 
 def _loaded(wanted: list[Asked], weights: Path | None) -> tuple[list[_Contender], list[Standing]]:
@@ -216,7 +217,14 @@ def _loaded(wanted: list[Asked], weights: Path | None) -> tuple[list[_Contender]
     contenders: dict[tuple[str, int], _Contender] = {}
     dropped = []
     for a in wanted:
-        own = zoo.find(a.name, weights).preprocessing.crop_px
+        try:
+            source = zoo.find(a.name, weights)
+        except TopworkError as error:
+            if a.named:
+                raise
+            dropped.append(_unloaded(a.name, a.size if isinstance(a.size, int) else 0, error))
+            continue
+        own = source.preprocessing.crop_px
         half = max(zoo.MIN_SIZE_PX, own // 2)
         sizes: tuple[int | None, ...] = (None, half) if a.size == AUTO else (a.size,)  # type: ignore[assignment]
         for size in sizes:
@@ -225,13 +233,18 @@ def _loaded(wanted: list[Asked], weights: Path | None) -> tuple[list[_Contender]
             except TopworkError as error:
                 if a.named and (a.size != AUTO or size is None):
                     raise
-                dropped.append(Standing(a.name, size or own, "left out", str(error), None, 0, None, None, ()))
+                dropped.append(_unloaded(a.name, size or own, error))
             else:
-                contender = _Contender(loaded, zoo.find(a.name, weights).top1, a.named)
+                contender = _Contender(loaded, source.top1, a.named)
                 contenders.setdefault((a.name, loaded.preprocessing.crop_px), contender)
     if not contenders:
         raise UsageError("--backbone auto: none of those at hand can be used:\n" + "\n".join(d.reason for d in dropped))
     return sorted(contenders.values(), key=lambda c: c.loaded.chain.macs), dropped
+
+
+def _unloaded(name: str, size_px: int, error: TopworkError) -> Standing:
+    """What is kept of a backbone that cannot be loaded or cut; size_px is 0 where not even that is known."""
+    return Standing(name, size_px, "left out", str(error), None, 0, None, None, ())
 
 
 def _affordable(
@@ -250,7 +263,7 @@ def _affordable(
     for c in sorted(contenders, key=lambda c: c is not ranked):  # stable: after it, the cheapest first
         if any(c is k for k in kept):
             continue
-        if spent + cost[id(c)] <= limit:
+        if not cost[id(c)] or spent + cost[id(c)] <= limit:
             spent += cost[id(c)]
             kept.append(c)
         else:
@@ -275,8 +288,8 @@ def _sample(dataset: Dataset, seed: int) -> tuple[Example, ...] | None:
     for e in shuffled:
         turn[e.label] = turn.get(e.label, 0) + 1
         ranks.append(turn[e.label])
-    count = {label: sum(e.label == label for e in rows) for label in turn}
-    share = [(rank - 0.5) / count[e.label] for rank, e in zip(ranks, shuffled, strict=True)]
+    # After the loop, turn is the number of images of each class.
+    share = [(rank - 0.5) / turn[e.label] for rank, e in zip(ranks, shuffled, strict=True)]
     chosen = {shuffled[i] for i in np.argsort(share, kind="stable")[:wanted]}
     return tuple(e for e in dataset.examples if e in chosen)
 
@@ -328,6 +341,8 @@ def _best_ranked(contenders: list[_Contender]) -> _Contender | None:
 def _against(scores: tuple[CutScore, ...]) -> str:
     """How a backbone that was measured and not chosen stands to the best place."""
     best = max(scores, key=lambda s: s.accuracy)
+    if best.deficit_low == best.deficit_high == 0:  # of the best place alone: any other's is uncertain
+        return f"its cut {best.cut} is the best place, right on {best.accuracy:.1%}; a cheaper one was chosen"
     low, high = 100 * best.deficit_low + 0.0, 100 * best.deficit_high + 0.0
     return (
         f"its best cut, {best.cut}, is right on {best.accuracy:.1%}; {100 * best.deficit + 0.0:.1f} points less than"

@@ -39,6 +39,7 @@ LOCKED = ("test folder", "val folder", "held-out part")
 
 BAR = 24  # characters of an accuracy bar
 WITH_BARS = 78  # columns of a terminal from which bars leave room for the numbers beside them
+WITH_COLUMNS = 78  # columns from which the ranking of backbones is a table; below, a line per backbone
 WITH_INTERVALS = 100  # columns from which the ranking of backbones has room for each one's own interval
 SHOWN_FAULTS = 12
 SHOWN_CLASSES = 20
@@ -161,7 +162,7 @@ def backbone(console: Console, facts: BackboneFacts) -> None:
 
 def dropped(console: Console, standing: Standing) -> None:
     """A backbone that is out of the running, and why."""
-    name = f"{standing.backbone} at {standing.size_px} px"
+    name = f"{standing.backbone} at {standing.size_px} px" if standing.size_px else standing.backbone
     console.print(
         f"[yellow]{standing.fate.capitalize()}[/]  {escape(name)}: {escape(standing.reason)}", highlight=False
     )
@@ -173,26 +174,34 @@ def ranking(console: Console, standings: Sequence[Standing]) -> None:
     if len(ranked) < 2:
         return
     several = len({s.backbone for s in ranked}) < len(ranked)
-    intervals = console.width >= WITH_INTERVALS
+    wide, intervals = console.width >= WITH_COLUMNS, console.width >= WITH_INTERVALS
     table = Table(box=None, padding=(0, 1))
-    table.add_column("backbone", overflow="fold")
-    table.add_column("best cut", overflow="fold")
+    table.add_column("backbone", overflow="fold", min_width=10)
+    table.add_column("best cut", overflow="fold", min_width=8)
     for name in ("accuracy", *(["95%"] if intervals else []), "ms", "behind (95%)"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    console.print("\nBackbones, each at its best cut: ms per image up to it, points behind the best", style="italic")
     for s in ranked:
         best = s.best
         assert best is not None
+        name = f"{s.backbone} {s.size_px} px" if several else s.backbone
         between = f"{100 * best.deficit_low + 0.0:.1f} to {100 * best.deficit_high + 0.0:.1f}"
-        table.add_row(
-            escape(f"{s.backbone} {s.size_px} px" if several else s.backbone), escape(best.cut), f"{best.accuracy:.1%}",
-            *([f"{100 * best.low:.1f}-{100 * best.high:.1f}"] if intervals else []), f"{best.cost_ms:.3g}",
-            "" if best.deficit_high <= 0 else f"{100 * best.deficit + 0.0:.1f} ({between})",
-            "<- chosen" if s.fate == "chosen" else f"stopped at {s.n}" if s.fate == "stopped" else "",
-            style="bold green" if s.fate == "chosen" else "",
-        )  # fmt: skip
-    console.print("\nBackbones, each at its best cut: ms per image up to it, points behind the best", style="italic")
-    console.print(table)
+        behind = "" if best.deficit_high <= 0 else f"{100 * best.deficit + 0.0:.1f} ({between})"
+        note = "<- chosen" if s.fate == "chosen" else f"stopped at {s.n}" if s.fate == "stopped" else ""
+        style = "bold green" if s.fate == "chosen" else ""
+        if wide:
+            table.add_row(
+                escape(name), escape(best.cut), f"{best.accuracy:.1%}",
+                *([f"{100 * best.low:.1f}-{100 * best.high:.1f}"] if intervals else []), f"{best.cost_ms:.3g}",
+                behind, note, style=style,
+            )  # fmt: skip
+        else:
+            facts = [f"{best.accuracy:.1%}", f"{best.cost_ms:.3g} ms", *([f"{behind} behind"] if behind else [])]
+            line = f"{name} {best.cut}: {', '.join(facts)} {note}"
+            console.print(f"  {escape(line.rstrip())}", style=style, highlight=False, overflow="fold")
+    if wide:
+        console.print(table)
 
 
 def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:

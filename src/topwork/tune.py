@@ -108,7 +108,9 @@ def _better(first: Found, second: Found) -> Found:
     """Which of two backbones' outcomes counts: the one that is shown to be better; else the cheaper trained model."""
     (one, course, a), (two, other, b) = first, second
     if not (a.replaced and b.replaced and a.recipe is not None and b.recipe is not None):
-        return second if b.replaced else (one, course, replace(a, reason=_with(a.reason, two, b)))
+        if b.replaced:
+            return two, other, replace(b, reason=_with(b.reason, one, a))
+        return one, course, replace(a, reason=_with(a.reason, two, b))
     rows, logits = course.out_of_fold(a.recipe)
     others, rival = other.out_of_fold(b.recipe)
     common = np.intersect1d(rows, others)
@@ -124,18 +126,23 @@ def _better(first: Found, second: Found) -> Found:
     mine, theirs = right(rows, logits), right(others, rival)
     _, low = paired_gain(theirs, mine, groups, weight)
     _, back = paired_gain(mine, theirs, groups, weight)
-    cheaper = _cost_ms(two, b.recipe) < _cost_ms(one, a.recipe)
-    if low > 0 or (cheaper and back <= 0):
-        why = "is shown to be better" if low > 0 else "is not shown to be worse, and cheaper"
-        reason = f"{_named(two)} {why} than {_named(one)}, trained too; {b.reason}"
+    saved = _cost_ms(one, a.recipe) - _cost_ms(two, b.recipe)
+    if low > 0 or (saved > 0 and back <= 0):
+        reason = f"{_named(two)} {_why(low, saved)} {_named(one)}, trained too; {b.reason}"
         return two, other, replace(b, reason=reason)
-    why = "is shown to be better" if back > 0 else "is not shown to be worse, and cheaper"
-    return one, course, replace(a, reason=f"{_named(one)} {why} than {_named(two)}, trained too; {a.reason}")
+    return one, course, replace(a, reason=f"{_named(one)} {_why(back, -saved)} {_named(two)}, trained too; {a.reason}")
+
+
+def _why(low: float, saved: float) -> str:
+    """Why one of two trained models is taken: the lower bound of its gain over the other, and what it costs less."""
+    if low > 0:
+        return "is shown to be better than"
+    return "is cheaper and not shown to be worse than" if saved > 0 else "is not shown to be worse than"
 
 
 def _with(reason: str, rival: Arm, tuning: Tuning) -> str:
     """Both outcomes in one sentence."""
-    return f"{reason[:-1]}. Of {_named(rival)}, {tuning.reason}"
+    return f"{reason} Of {_named(rival)}, {tuning.reason}"
 
 
 def _named(arm: Arm) -> str:

@@ -183,8 +183,15 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
 
 
 def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[tune.Arm]:
-    """The backbones whose layers may be trained: the planned one, and where the search decides, its rival."""
-    arms = [tune.Arm(m, decided)]
+    """The backbones whose layers may be trained: the planned one, and where the search decides, its rival.
+
+    The best cut of all may be another backbone's; what is trained here begins at this one's own best.
+    """
+    alone = plan.decide(m.evidence, delta=o.delta, cut=o.cut)
+    own = replace(
+        decided, best_backbone=alone.best_backbone, best_size_px=alone.best_size_px, best_cut=alone.best_cut
+    )  # fmt: skip
+    arms = [tune.Arm(m, own)]
     rival = seen.rival(decided)
     if rival is not None and o.strategy == "auto":
         arms.append(tune.Arm(rival, plan.decide(rival.evidence, delta=o.delta, cut=o.cut)))
@@ -239,7 +246,7 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
         selected = evaluate.Selected(
             tuple(seen.measured[e].probes[k] for e, k in order), fitted,
             order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
-            fixed=len(order) == 1, importance=m.importance, several=frozen.rival,
+            fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
         )  # fmt: skip
         metrics = evaluate.metrics(
             scores, m.labels[rows], classes,
