@@ -18,7 +18,7 @@ import numpy as np
 
 from topwork import budget as budgets
 from topwork import data, features, plan, zoo
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import MissingError, TopworkError, UsageError
 from topwork.measurement import Measured, cache_folder, probed
 from topwork.records import CutScore, Dataset, Example, Fate, Plan, Standing
 from topwork.watch import SILENT, Clock, Watch
@@ -126,7 +126,7 @@ def measure(
         dataset, locked = data.lock(dataset, seed)
     watch.show("data", dataset)
     with clock.time("load"):
-        contenders, dropped = _loaded(wanted, path)
+        contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:
         for name in cuts:
             if name is not None:
@@ -200,6 +200,8 @@ def asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool) 
     for size in sizes:
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int)):
             raise UsageError(f"--size {size}: expected a number of px, or auto")
+    if weights is not None and not weights.exists():
+        raise MissingError(f"--weights {weights}: no such file or folder; expected weights, or a folder of such")
     named = [zoo.find(name, weights).name for name in names if name != AUTO]
     several = len(set(named)) > 1 or AUTO in names
     if several and weights is not None and weights.is_file():
@@ -212,7 +214,7 @@ def asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool) 
     return [Asked(name, size, by_user) for name, by_user in dict.fromkeys(everything) for size in once]
 
 
-def _loaded(wanted: list[Asked], weights: Path | None) -> tuple[list[_Contender], list[Standing]]:
+def _loaded(wanted: list[Asked], weights: Path | None, watch: Watch) -> tuple[list[_Contender], list[Standing]]:
     """The contenders, the cheapest first; of those that `auto` found, what cannot be loaded or cut is left out."""
     contenders: dict[tuple[str, int], _Contender] = {}
     dropped = []
@@ -229,7 +231,7 @@ def _loaded(wanted: list[Asked], weights: Path | None) -> tuple[list[_Contender]
         sizes: tuple[int | None, ...] = (None, half) if a.size == AUTO else (a.size,)  # type: ignore[assignment]
         for size in sizes:
             try:
-                loaded = zoo.load(a.name, weights=weights, size_px=size)
+                loaded = zoo.load(a.name, weights=weights, size_px=size, watch=watch)
             except TopworkError as error:
                 if a.named and (a.size != AUTO or size is None):
                     raise
