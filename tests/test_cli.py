@@ -178,8 +178,10 @@ def test_fit_json_prints_one_object_and_nothing_else(call: Call, finished: Finis
     assert got == {
         "run": "mine",
         "backbone": record.backbone.name,
+        "size_px": SIZE_PX,
         "cut": record.plan.cut,
         "kept_cost": record.plan.kept_cost,
+        "cost_ms": record.plan.cost_ms,
         "strategy": "head",
         "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
         "cost_fe": record.spending.cost_fe,
@@ -210,15 +212,114 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
         "--size": SIZE_PX, "--strategy": "head", "--cut": "blocks.1.0", "--delta": 0.2, "--seed": 3, "--out": "mine",
         "--cache": finished.cache,
     }  # fmt: skip
-    said = call("fit", finished.folder, "--no-flip", "--balance", *[x for pair in arguments.items() for x in pair])
+    flags = ["--no-flip", "--balance", "--one-depth"]
+    said = call("fit", finished.folder, *flags, *[x for pair in arguments.items() for x in pair])
     assert said.code == 0
     got = dataclasses.asdict(topwork.load_run("mine").record.options)
     assert got == {
         "folder": str(finished.folder), "backbones": ("efficientnet_lite0",), "weights": None, "sizes": (SIZE_PX,),
         "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
-        "balance": True, "several_depths": True, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
+        "balance": True, "several_depths": False, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
     }  # fmt: skip
     assert topwork.load_run("mine").plan.cut == "blocks.1.0"
+
+
+# ---------------------------------------------------------------------------------------------- several backbones
+
+LITE = "efficientnet_lite0"
+BOTH = ("--backbone", LITE, "--size", SIZE_PX, "--backbone", LITE, "--size", 48)
+"""One network at two input sizes: two contenders."""
+
+
+def test_fit_with_several_tells_how_they_stand_and_keeps_it(call: Call, finished: Finished) -> None:
+    options = [*BOTH, "--cache", finished.cache, "--strategy", "head", "--out", "mine"]
+    said = call("fit", finished.folder, *options, columns=120)
+    assert said.code == 0
+    run = topwork.load_run("mine")
+    record, plan = run.record, run.plan
+    assert (record.options.backbones, record.options.sizes) == ((LITE, LITE), (SIZE_PX, 48))
+    assert sorted((s.backbone, s.size_px) for s in record.backbones) == [(LITE, 48), (LITE, SIZE_PX)]
+    assert [s.fate for s in record.backbones] == ["chosen", "measured"]
+    assert (plan.backbone, plan.size_px) == (record.backbones[0].backbone, record.backbones[0].size_px)
+    assert run.model.facts.preprocessing.crop_px == plan.size_px
+    assert {len(s.scores) for s in record.backbones} == {len(finished.run.scores)}
+    end = 0
+    for part in ["Data", "at 48 px", f"at {SIZE_PX} px", "Accuracy at every cut", "Backbones, each at", "Plan", "Next"]:
+        end = said.out.find(part, end)
+        assert end >= 0, part
+    table = said.out[said.out.index("Backbones, each at") : said.out.index("Plan")]
+    for s in record.backbones:
+        assert s.best is not None
+        (row,) = [line for line in table.splitlines() if f"{LITE} {s.size_px} px" in line]
+        assert f"{s.best.accuracy:.1%}" in row
+        assert ("<- chosen" in row) is (s.fate == "chosen")
+    assert "The best place of each backbone" in said.words
+    picture = Path("mine/depth.svg").read_text()
+    assert f"{LITE}, {SIZE_PX} px" in picture
+    assert f"{LITE}, 48 px" in picture
+    pictures = sorted(finished.folder.rglob("*.png"))
+    answers = run.model.predict(pictures)
+    assert [a.label for a in answers] == [p.parent.name for p in pictures]  # which the model has seen
+
+
+def test_several_are_one_json_object_too(call: Call, finished: Finished) -> None:
+    options = [*BOTH, "--cache", finished.cache]
+    fitted = call("fit", finished.folder, *options, "--strategy", "head", "--out", "mine", "--json")
+    planned = call("plan", finished.folder, *options, "--json")
+    assert (fitted.code, planned.code) == (0, 0)
+    got, run = one_object(fitted.out), topwork.load_run("mine")
+    assert (got["size_px"], got["cut"], got["cost_ms"]) == (run.plan.size_px, run.plan.cut, run.plan.cost_ms)
+    backbones = one_object(planned.out)["backbones"]
+    assert {b["size_px"] for b in backbones} == {SIZE_PX, 48}
+    measured = {s.size_px: [c.accuracy for c in s.scores] for s in run.record.backbones}
+    assert {b["size_px"]: [c["accuracy"] for c in b["scores"]] for b in backbones} == measured
+
+
+def test_plan_draws_a_picture_of_its_own_and_no_other_file(call: Call, finished: Finished) -> None:
+    options = [*BOTH, "--cache", finished.cache, "--balance", "--picture", "depth.svg"]
+    said = call("plan", finished.folder, *options)
+    assert said.code == 0
+    assert "1 FE of each backbone" in said.words
+    picture = Path("depth.svg").read_bytes()
+    assert picture.startswith(b"<?xml")
+    assert f"{LITE}, {SIZE_PX} px".encode() in picture
+    assert [p.name for p in Path.cwd().iterdir()] == ["depth.svg"]
+    again = call("plan", finished.folder, *options)
+    assert again.code == 2
+    assert Path("depth.svg").read_bytes() == picture
+
+
+def test_auto_is_what_is_at_hand(call: Call, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache holds the one size; the budget does not pay for the other."""
+    monkeypatch.setattr(zoo, "at_hand", lambda weights: [LITE])
+    options = ["--backbone", "auto", "--size", SIZE_PX, "--size", 128, "--cache", finished.cache, "--budget", "0.001s"]
+    said = call("plan", finished.folder, *options)
+    assert said.code == 0
+    assert f"Left out {LITE} at 128 px: its pass would take about" in said.words
+    said = call("fit", finished.folder, *options, "--strategy", "head", "--out", "mine", "--json")
+    assert said.code == 0
+    record = topwork.load_run("mine").record
+    assert [(s.size_px, s.fate) for s in record.backbones] == [(SIZE_PX, "chosen"), (128, "left out")]
+    assert not Path("mine/depth.svg").exists()  # a picture of one curve would add nothing to the table
+    assert one_object(said.out)["size_px"] == SIZE_PX
+
+
+@pytest.mark.slow
+def test_two_are_trained_where_a_search_is_asked_for(call: Call, finished: Finished, tmp_path: Path) -> None:
+    """Pictures in any class: enough errors that trainings are tried."""
+    mixed = tmp_path / "mixed"
+    for i, path in enumerate(sorted(finished.folder.rglob("*.*g"))):
+        label = mixed / ("one", "two")[i * i % 7 % 2]
+        label.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, label / f"{i}{path.suffix}")
+    said = call("fit", mixed, *BOTH, "--epochs", 1, "--budget", "60s", "--out", "mine")
+    assert said.code == 0
+    record = topwork.load_run("mine").record
+    assert record.tuning is not None
+    assert {t.size_px for t in record.tuning.trials} == {SIZE_PX, 48}
+    sizes = [t.size_px for t in record.tuning.trials]
+    assert sizes == sorted(sizes, key=lambda s: s != sizes[0])  # one after the other
+    assert record.tuning.spent_seconds >= sum(t.seconds for t in record.tuning.trials) - 1e-6
 
 
 # ---------------------------------------------------------------------------------------------- how it ends
@@ -230,6 +331,14 @@ WRONG: list[tuple[list[object], int, list[str]]] = [
     (["fit", "{photos}", "--frobnicate"], 2, ["--frobnicate", "--help"]),
     (["fit", "{photos}", "--strategy", "prayer"], 2, ["--strategy", "prayer", "auto", "suffix"]),
     (["fit", "{photos}", "--size", "large"], 2, ["--size large", "px", "auto"]),
+    (["fit", "{photos}", "--size", "²"], 2, ["--size ²", "px", "auto"]),
+    (["fit", "{photos}", "--size", 48, "--size", 5], 2, ["--size 5", "32", "1024"]),
+    (["fit", "{photos}", "--backbone", "auto", "--cut", "bn1"], 2, ["--cut", "one backbone", "--backbone"]),
+    (["fit", "{photos}", "--backbone", "auto", "--weights", "{run}/run.json"], 2, [
+        "--weights", "one backbone", "folder"]),
+    (["plan", "{photos}", "--backbone", "auto", "--budget", "soon"], 2, ["--budget soon", "10m", "40fe"]),
+    (["plan", "{photos}", "--budget", "10m"], 2, ["--budget", "--backbone auto"]),
+    (["plan", "{photos}", "--picture", "{run}/run.json"], 2, ["--picture {run}/run.json", "exists already", "another"]),
     (["fit", "{photos}", "--size", 5], 2, ["--size 5", "32", "1024"]),
     (["fit", "{photos}", "--delta", 2], 2, ["--delta 2", "from 0 to below 1"]),
     (["plan", "{photos}", "--delta", -0.1], 2, ["--delta -0.1", "from 0 to below 1"]),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +96,23 @@ def test_results_too_large_to_be_worth_it_are_not_kept(tmp_path: Path) -> None:
     compute = Counter({"large": np.broadcast_to(np.zeros(1, np.uint8), MAX_BYTES + 1)})
     remembered(tmp_path, INPUTS, compute)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_read_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reader waits for a second one to be inside with it; none comes."""
+    remembered(tmp_path, INPUTS, Counter(RESULT))
+    meeting, met, real = Barrier(2), [], np.load
+
+    def load(*given: Any, **options: Any) -> Any:
+        try:
+            meeting.wait(timeout=0.2)
+        except BrokenBarrierError:
+            return real(*given, **options)
+        met.append(1)
+        return real(*given, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: remembered(tmp_path, INPUTS, Counter({})), range(4)))
+    assert not met
+    assert all(np.array_equal(each["scores"], RESULT["scores"]) for each in found)

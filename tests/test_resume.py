@@ -280,3 +280,33 @@ def test_what_waits_is_the_whole_call(photos: Path, tmp_path: Path) -> None:
     kept = records.decode((tmp_path / ".run.resume" / "options.json").read_bytes(), Options, where="options.json")
     assert kept == given
     assert runs.unfinished(tmp_path / "run") == given
+
+
+def test_a_survey_that_was_interrupted_goes_on_with_all_its_backbones(photos: Path, tmp_path: Path) -> None:
+    """Names and sizes are read back as they were given."""
+
+    class Stopping(Log):
+        def show(self, what: str, fact: object) -> None:
+            if what == "plan":
+                raise KeyboardInterrupt
+
+    home = tmp_path / "run"
+
+    def fit(out: Path, watch: Log) -> runs.Run:
+        return topwork.fit(
+            photos, size=[32, 40], strategy="head", several_depths=False, out=out, cache=tmp_path / "cache", watch=watch
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(home, Stopping())
+    log = Log()
+    resumed = topwork.resume(home, watch=log)
+    assert log.steps == sum(total for stage, total in log.stages)
+    assert dict(log.stages).get("pass", 0) == 0  # what was passed is kept
+    whole = fit(tmp_path / "whole", Log())
+    assert resumed.record.options.sizes == whole.record.options.sizes == (32, 40)
+    assert not resumed.record.options.several_depths
+    assert [(s.size_px, s.fate) for s in resumed.record.backbones] == [
+        (s.size_px, s.fate) for s in whole.record.backbones
+    ]
+    assert tensors(resumed.path) == tensors(whole.path)

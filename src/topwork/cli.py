@@ -206,6 +206,8 @@ def plan(
     console, watch = _screen(json)
     from topwork import survey
 
+    if budget is not None and survey.AUTO not in backbone:
+        raise UsageError("--budget limits the passes of --backbone auto; what is named is measured whatever it takes")
     if picture is not None and picture.exists():
         raise UsageError(f"--picture {picture}: exists already and is not overwritten; name another file")
     seen = survey.measure(
@@ -403,8 +405,8 @@ def _summary(run: Run) -> dict[str, Any]:
     r = run.record
     accuracy = r.metrics.accuracy
     return {
-        "run": str(run.path), "backbone": r.backbone.name, "cut": r.plan.cut, "kept_cost": r.plan.kept_cost,
-        "strategy": r.plan.strategy,
+        "run": str(run.path), "backbone": r.backbone.name, "size_px": r.plan.size_px, "cut": r.plan.cut,
+        "kept_cost": r.plan.kept_cost, "cost_ms": r.plan.cost_ms, "strategy": r.plan.strategy,
         "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
         "cost_fe": r.spending.cost_fe, "seconds": r.spending.total_seconds,
         "warnings": [*r.warnings, *_left_out(len(r.data.faults))],

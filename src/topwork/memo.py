@@ -6,6 +6,7 @@ inputs, so that the same question is never answered twice. Deleting the folder c
 
 from __future__ import annotations
 
+import threading
 import uuid
 import zipfile
 from collections.abc import Callable, Sequence
@@ -24,6 +25,11 @@ Input = str | NDArray[Any]
 Arrays = dict[str, NDArray[Any]]
 
 
+_reading = threading.Lock()
+"""One file at a time: numpy parses headers with `ast`, which in CPython 3.11 now and then ends with a SystemError
+("recursion depth mismatch") where several threads are at it."""
+
+
 def remembered(folder: Path, inputs: Sequence[Input], compute: Callable[[], Arrays]) -> Arrays:
     """The arrays that `compute` gives, read back where the same inputs were seen before.
 
@@ -33,7 +39,7 @@ def remembered(folder: Path, inputs: Sequence[Input], compute: Callable[[], Arra
     """
     path = folder / f"{name(inputs)}.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+        with _reading, path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         found = compute()

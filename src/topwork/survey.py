@@ -119,6 +119,8 @@ def measure(
     clock = clock or Clock()
     if not 0 <= delta < 1:
         raise UsageError(f"--delta {delta}: expected a share of accuracy from 0 to below 1, such as 0.01")
+    if budget is not None:
+        budgets.seconds(str(budget), 1.0)  # a wrong one is told now, not after the looking and loading
     root, home, path = Path(folder), cache_folder(cache), None if weights is None else Path(weights)
     wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in cuts))
     with clock.time("look"):
