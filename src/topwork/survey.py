@@ -203,7 +203,10 @@ def asked(names: list[str], weights: Path | None, sizes: list[Any], cuts: bool) 
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int)):
             raise UsageError(f"--size {size}: expected a number of px, or auto")
     if weights is not None and not weights.exists():
-        raise MissingError(f"--weights {weights}: no such file or folder; expected weights, or a folder of such")
+        raise MissingError(
+            f"--weights {weights}: no such file or folder; expected a .safetensors or a PyTorch state dict, or a folder"
+            " of such"
+        )
     named = [zoo.find(name, weights).name for name in names if name != AUTO]
     several = len(set(named)) > 1 or AUTO in names
     if several and weights is not None and weights.is_file():
