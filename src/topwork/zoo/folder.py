@@ -43,7 +43,7 @@ def chosen(weights: Path | None, name: str) -> Path | None:
         return weights
     files = owned(weights).get(name, [])
     exact = [f for f in files if is_exactly(f.name, name)]
-    best = exact if len(exact) == 1 else files
+    best = exact or files
     if len(best) > 1:
         raise UsageError(
             f"--weights {weights}: {' and '.join(f.name for f in best)} are both for {name}; expected one:"
