@@ -138,6 +138,7 @@ def test_all_that_were_named_are_measured_in_full_on_the_same_images(
     assert [m.features.passed for m in seen.measured] == [24, 24]
     assert seen.dropped == ()
     assert seen.spent_seconds == 0  # of the budget nothing: these passes were asked for
+    assert seen.passed == 48
 
 
 def test_a_backbone_is_measured_beside_others_as_it_is_alone(shelf: Shelf, photos: Path, tmp_path: Path) -> None:
@@ -357,6 +358,7 @@ def test_a_backbone_that_is_shown_to_be_out_of_the_running_is_stopped(
     assert len(stopped.scores) == 2
     assert stopped.facts is not None
     assert log.shown["dropped"] == stopped
+    assert seen.passed == 120 + 120 + sample  # the sample's images are passed once and counted once
     kept = shelf.load("blind")
     assert features.unseen(kept, seen.measured[0].dataset.examples, cache=tmp_path / "cache") == 120 - sample
     assert [len(m.rows) for m in seen.measured] == [120, 120]  # the others in full
@@ -393,7 +395,7 @@ def test_a_second_survey_stops_the_same_and_passes_nothing(
     monkeypatch.setattr(features, "price", lambda *_, **__: 1e-3)
     second = survey.measure(many, backbone="auto", cache=tmp_path / "cache")
     assert second.dropped == first.dropped
-    assert second.spent_seconds == 0
+    assert (second.spent_seconds, second.passed) == (0, 0)
     assert second.scores == first.scores
 
 
@@ -661,7 +663,7 @@ def test_the_rival_is_the_best_ranked_one_else_the_next_most_accurate(
         tuple(replace(s, accuracy=accuracy[name]) for s in three.scores[three.measured.index(by_name[name])])
         for name in order
     )
-    seen = Survey(tuple(by_name[name] for name in order), (), top1, 0.0)
+    seen = Survey(tuple(by_name[name] for name in order), (), top1, 0.0, 0)
     seen.__dict__["scores"] = scores  # in place of the measured ones
     found = seen.rival(replace(three.plan(), backbone=chosen, size_px=SIZE_PX))
     assert found is not None

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import topwork
 from conftest import CLASSES, SIZE_PX, Finished, Log, write_photos
-from topwork import zoo
+from topwork import measurement, zoo
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.records import Options, RunRecord, Spending
 
@@ -710,3 +710,36 @@ def test_a_trained_run_is_judged_on_what_it_never_saw(
     assert all(n.startswith("layers.blocks.2.") for n in changed)
     assert files(run.path) == RUN_FILES
     assert {p.name for p in tmp_path.iterdir()} == {"split", "run"}
+
+
+# ---------------------------------------------------------------------------------------------- several depths
+
+
+def test_a_head_of_several_depths_answers_on_locked_images_as_it_was_judged(
+    fit: Callable[..., topwork.Run], split: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On these pictures one depth is as good, so the test of its gain is passed by hand. Then: what is saved stands
+    for what was measured, image by image, and the plan says what it costs."""
+    monkeypatch.setattr(measurement.stack, "gain", lambda *_: (0.5, 0.4))
+    run = fit(split)
+    facts, plan = run.model.facts, run.plan
+    assert run.record.head.kind == facts.head == "several depths"
+    assert len(facts.taps) > 1
+    assert facts.taps[-1] == facts.cut == plan.cut
+    score = next(s for s in run.scores if s.cut == plan.cut)
+    assert (plan.kept_cost, plan.cost_ms) == (score.cost_share, score.cost_ms)
+    assert any(f"The deepest one, {plan.cut}, is what counts for the cost" in r for r in plan.reasons)
+    rows = table(run)
+    answers = run.model.predict([split / path for path in rows["path"]])
+    assert len(answers) == 12
+    for answer, label, shares in zip(answers, rows["predicted"], rows["probabilities"], strict=True):
+        np.testing.assert_allclose(list(answer.probabilities.values()), shares, atol=5 * HALF)
+        assert answer.label == label or sorted(shares)[-1] - sorted(shares)[-2] < 10 * HALF
+
+
+def test_one_depth_is_one_depth(fit: Callable[..., topwork.Run], split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurement.stack, "gain", lambda *_: (0.5, 0.4))
+    for n, options in enumerate(({"several_depths": False}, {"cut": "bn1"})):
+        run = fit(split, f"run{n}", **options)
+        assert run.model.facts.taps == (run.plan.cut,)
+        assert run.record.head.kind != "several depths"

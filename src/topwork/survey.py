@@ -41,6 +41,7 @@ class Survey:
     dropped: tuple[Standing, ...]
     top1: tuple[float | None, ...]  # of the measured ones, on ImageNet, as stated
     spent_seconds: float  # of the budget: what `auto` chose to pass took so long
+    passed: int  # images that went through a backbone now, each counted once per backbone; the others were known
 
     @property
     def evidences(self) -> tuple[plan.Evidence, ...]:
@@ -134,7 +135,7 @@ def measure(
             if name is not None:
                 c.loaded.index(name)
         watch.show("backbone", c.loaded.facts)
-    spent = 0.0
+    spent, passed = 0.0, 0
     if len(contenders) > 1 and not all(c.named for c in contenders):
         with clock.time("pass"):
             contenders, left_out = _affordable(contenders, dataset, home, None if budget is None else str(budget))
@@ -144,6 +145,7 @@ def measure(
             part = replace(dataset, examples=sample)
             with clock.time("pass"):
                 seen, spent = _passed(contenders, part, home, watch)
+                passed = sum(f.passed for f in seen)
             gone = {fault.path for fault in seen[0].faults}
             part = replace(part, examples=tuple(e for e in sample if e.path not in gone))
             if len(part.examples) > len(sample) / 2:  # else the files are the trouble: the whole pass says so
@@ -160,7 +162,8 @@ def measure(
             watch.show("faults", seen[0].faults)
     with clock.time("probe"):
         measured = _probed(contenders, dataset, locked, seen, balance, seed, home, watch)
-    return Survey(measured, tuple(dropped), tuple(c.top1 for c in contenders), spent + more)
+    passed += sum(f.passed for f in seen)
+    return Survey(measured, tuple(dropped), tuple(c.top1 for c in contenders), spent + more, passed)
 
 
 @dataclass(frozen=True)

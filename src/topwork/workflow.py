@@ -295,7 +295,7 @@ def _saved(
         total = time.perf_counter() - started
         spending = Spending(
             {k: round(v, 4) for k, v in clock.seconds.items()}, total, features.fe_seconds, total / features.fe_seconds,
-            sum(each.features.passed for each in seen.measured), features.bytes_per_image,
+            seen.passed, features.bytes_per_image,
         )  # fmt: skip
         return RunRecord(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
