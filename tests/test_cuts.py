@@ -1,11 +1,8 @@
-"""One contract over every family of CNNs: each cut splits the network exactly, and costs are counted right."""
+"""The rules by which a network is cut; tests/test_contract.py holds whole families of networks to them."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,134 +15,6 @@ from topwork.errors import BackboneError, UsageError
 from topwork.zoo import Backbone
 from topwork.zoo.cuts import _post_dominators, chain
 from topwork.zoo.sources import find
-
-ALIKE = 1e-5
-"""Relative to the output's largest magnitude: the same layers in the same order round alike."""
-
-BIG = {"vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
-       "resnet101", "resnet152", "timm:densenet121", "timm:regnety_002", "timm:hrnet_w18_small",
-       "timm:nf_regnet_b0", "timm:repvgg_a0", "timm:tf_efficientnet_lite0", "timm:mobilenetv4_conv_small",
-       "timm:convnext_atto", "timm:resnetv2_50", "googlenet", "inception_v3", "resnet50"}  # fmt: skip
-"""More than about two seconds, most of it building and tracing."""
-
-SIZES_PX = {"inception_v3": 75}  # its least; 64 for all others, AlexNet's least
-
-FAMILIES = [
-    "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
-    "googlenet", "inception_v3", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-    "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small",
-    "timm:tf_efficientnet_lite0", "timm:convnext_atto", "timm:regnety_002", "timm:mobilenetv4_conv_small",
-    "timm:densenet121", "timm:nf_regnet_b0", "timm:repvgg_a0", "timm:hrnet_w18_small", "timm:resnetv2_50",
-]  # fmt: skip
-
-
-def unfilled(name: str) -> nn.Module:
-    """The network as the zoo builds it. torchvision's on no memory at first: its own initialisation is slow."""
-    if name.startswith("timm:"):
-        return find(name).build()
-    with torch.device("meta"):
-        network = find(name).build()
-    return network.to_empty(device="cpu")
-
-
-@torch.no_grad()
-def randomise(network: nn.Module) -> nn.Module:
-    """Weights that pass the signal on, and scales, shifts and statistics that matter in every norm layer.
-
-    (torch's own initialisation lets the signal fade over depth; many a library's starts blocks at zero.)
-    """
-    torch.manual_seed(0)
-    for name, parameter in network.named_parameters():
-        if parameter.dim() >= 2:
-            bound = (6 / parameter[0].numel()) ** 0.5
-            parameter.uniform_(-bound, bound)
-        elif name.endswith("bias"):
-            parameter.uniform_(-0.1, 0.1)
-        else:
-            parameter.uniform_(0.7, 1.3)
-    for name, buffer in network.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-        elif name.endswith("num_batches_tracked"):
-            buffer.zero_()
-    return network.eval()
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    size_px: int
-    network: nn.Module
-    backbone: Backbone
-    x: Tensor
-    output: Tensor
-
-
-def case(name: str) -> Case:
-    size_px = SIZES_PX.get(name, 64)
-    network = randomise(unfilled(name))
-    whole = chain(network, size_px)
-    backbone = Backbone(name, "random", "none", find(name).preprocessing.at(size_px), 1000, whole)
-    x = torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        return Case(name, size_px, network, backbone, x, network(x))
-
-
-@pytest.fixture(
-    scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] if n in BIG else []) for n in FAMILIES]
-)
-def family(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """One network at a time in memory: pytest groups the tests by it."""
-    yield case(request.param)
-
-
-def test_every_cut_splits_the_network_exactly(family: Case) -> None:
-    """suffix(prefix(x)) is the whole network's output, and prefix(x) has the shape that the cut states."""
-    largest = family.output.abs().max()
-    assert torch.isfinite(largest)
-    # The output depends on the image, so a wrong prefix could not hide behind constants.
-    assert (family.output[0] - family.output[1]).abs().max() > 1e-3 * largest
-    for cut in family.backbone.cuts:
-        with torch.inference_mode():
-            maps = family.backbone.prefix(cut.name)(family.x)
-            assert tuple(maps.shape) == (2, cut.channels, cut.height, cut.width), cut.name
-            output = family.backbone.suffix(cut.name)(maps)
-        assert (output - family.output).abs().max() <= ALIKE * largest, cut.name
-
-
-def test_costs_grow_with_depth(family: Case) -> None:
-    """Later cuts keep no fewer weights and do more work; the whole network no less than the last."""
-    cuts = family.backbone.cuts
-    for earlier, later in pairwise(cuts):
-        assert earlier.params <= later.params
-        assert earlier.macs < later.macs
-    assert cuts[0].params > 0
-    assert cuts[0].macs > 0
-    assert cuts[-1].params <= family.backbone.chain.params
-    assert cuts[-1].macs <= family.backbone.chain.macs
-
-
-def test_cuts_have_names_of_their_own_that_say_where_they_are(family: Case) -> None:
-    """Unique, and each is a module of the network, or a graph node where no module is around it."""
-    names = [cut.name for cut in family.backbone.cuts]
-    assert len(set(names)) == len(names) >= 4
-    modules = dict(family.network.named_modules())
-    strangers = [n for n in names if n not in modules]
-    assert len(strangers) <= 1, strangers
-    assert [family.backbone.index(n) for n in names] == list(range(len(names)))
-
-
-def test_no_layer_exists_twice(family: Case) -> None:
-    """The segments share the network's own tensors, and every tensor that the output needs is in them."""
-    own = {id(p) for p in family.network.parameters()}
-    used = {id(p) for segment in family.backbone.chain.segments for p in segment.parameters()}
-    assert used <= own
-    auxiliary = {id(p) for n, p in family.network.named_parameters() if n.lower().startswith("aux")}
-    assert own - used == auxiliary
-    last = len(family.backbone.chain.segments)
-    assert last == len(family.backbone.cuts) + 1
 
 
 def names(backbone: str) -> list[str]:

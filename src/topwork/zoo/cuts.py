@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.utils.flop_counter import FlopCounterMode
 
 from topwork.errors import BackboneError
@@ -51,13 +51,14 @@ def chain(network: nn.Module, size_px: int) -> Chain:
     """
     network.eval()
     graph_module = _trace(network)
+    measured = _Measured(graph_module)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            ShapeProp(graph_module, fake_mode=fake).propagate(torch.empty(1, 3, size_px, size_px))
+        with FakeTensorMode(allow_non_fake_inputs=True), measured.counter:
+            measured.run(torch.empty(1, 3, size_px, size_px))
     except Exception as error:
         raise BackboneError(
-            f"{type(network).__name__} does not run on images of {size_px} x {size_px} px: {_cause(error)};"
-            " choose another --size"
+            f"{type(network).__name__} does not run on images of {size_px} x {size_px} px: {_cause(error)}"
+            f" in {measured.at}; choose another --size (its own is the default)"
         ) from error
     nodes = _cut_nodes(graph_module, _stages(network))
     if not nodes:
@@ -66,7 +67,7 @@ def chain(network: nn.Module, size_px: int) -> Chain:
             " topwork cuts convolutional networks (torchvision's, and timm's as timm:NAME)"
         )
     segments = _split(graph_module, [node for node, _ in nodes])
-    return _counted(segments, nodes, size_px)
+    return _counted(segments, nodes)
 
 
 def _trace(network: nn.Module) -> fx.GraphModule:
@@ -97,6 +98,28 @@ def _tracer(network: nn.Module) -> fx.Tracer:
     return Tracer(autowrap_functions=functions)  # type: ignore[arg-type]
 
 
+class _Measured(fx.Interpreter):
+    """Runs a graph once and leaves on every node the shape of the float tensor that it gives, and its operations.
+
+    (torch's own ShapeProp prints a traceback where an input is too small, and hides the reason.)
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # the first line of what is raised is shown to the user
+        self.counter = FlopCounterMode(display=False)
+        self.at = "the input"  # how far it came
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.at = _module_path(n) or n.name
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        n.meta["flops"] = self.counter.get_total_flops() - before
+        is_float = isinstance(result, torch.Tensor) and result.is_floating_point()
+        n.meta["shape"] = tuple(result.shape) if is_float else ()
+        return result
+
+
 def _cut_nodes(graph_module: fx.GraphModule, stages: set[str]) -> list[tuple[fx.Node, str]]:
     """The cuts in order, each with its name."""
     modules = dict(graph_module.named_modules())
@@ -106,20 +129,28 @@ def _cut_nodes(graph_module: fx.GraphModule, stages: set[str]) -> list[tuple[fx.
         if _is_map(node) and not (node.op == "call_module" and isinstance(modules[str(node.target)], _NOTHING))
     ]
     weighty = _weighty_between(graph_module, places)
-    kept: list[fx.Node] = []
-    learnt = False  # whether anything with weights lies between the last kept place and this one
+    stretches: list[list[fx.Node]] = []  # places from one with weights to the last before the next weights
+    stretch: list[fx.Node] = []
     for i, place in enumerate(places):
-        learnt = learnt or weighty[i]
+        if weighty[i] or stretch:
+            stretch.append(place)
         last = i + 1 == len(places)
         # The block goes on while only normalisation, activation or dropout follow.
-        if learnt and (last or weighty[i + 1] or _size(places[i + 1]) != _size(place)):
-            kept.append(place)
-            learnt = False
-    if kept and not weighty[len(places)]:
-        kept.pop()  # nothing is learnt after it: it is the old task's classifier itself, as in SqueezeNet
-    per_block = {_block(node, stages): node for node in kept}  # the last place of each block wins
-    order = {node: i for i, node in enumerate(kept)}
-    return sorted(((node, name) for name, node in per_block.items()), key=lambda pair: order[pair[0]])
+        if stretch and (last or weighty[i + 1] or _size(places[i + 1]) != _size(place)):
+            stretches.append(stretch)
+            stretch = []
+    if stretches and not weighty[len(places)]:
+        stretches.pop()  # nothing is learnt after it: it is the old task's classifier itself, as in SqueezeNet
+    per_block: dict[str, fx.Node] = {}
+    for stretch in reversed(stretches):
+        # The last place of each block wins. A stretch may end in the next block's own normalisation, as in
+        # pre-activation ResNets; then it is cut where its own block ends.
+        for place in reversed(stretch):
+            name = _block(place, stages)
+            if name not in per_block:
+                per_block[name] = place
+                break
+    return [(place, name) for name, place in reversed(per_block.items())]
 
 
 def _post_dominators(graph: fx.Graph) -> list[fx.Node]:
@@ -143,13 +174,14 @@ def _post_dominators(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _is_map(node: fx.Node) -> bool:
-    meta = node.meta.get("tensor_meta")  # for a tuple of tensors: a tuple
-    return isinstance(meta, TensorMetadata) and len(meta.shape) == 4 and meta.dtype.is_floating_point
+    """Maps of a square image are square; of (b, h, w, channels), as some networks lay them out, this one is none."""
+    shape = node.meta["shape"]
+    return len(shape) == 4 and shape[2] == shape[3]
 
 
 def _size(node: fx.Node) -> tuple[int, int]:
-    shape = node.meta["tensor_meta"].shape
-    return int(shape[2]), int(shape[3])
+    height, width = node.meta["shape"][2:]
+    return height, width
 
 
 def _weighty_between(graph_module: fx.GraphModule, places: Sequence[fx.Node]) -> list[bool]:
@@ -244,24 +276,22 @@ def _needed(end: fx.Node, entry: fx.Node) -> list[fx.Node]:
     return [node for node in end.graph.nodes if node in wanted]
 
 
-def _counted(segments: Sequence[fx.GraphModule], nodes: Sequence[tuple[fx.Node, str]], size_px: int) -> Chain:
+def _counted(segments: Sequence[fx.GraphModule], nodes: Sequence[tuple[fx.Node, str]]) -> Chain:
+    """The chain with what everything up to each cut, and the whole, weighs and computes."""
     params: set[int] = set()
     n_params = macs = 0
     cuts: list[Cut] = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        x = torch.empty(1, 3, size_px, size_px)
-        for i, segment in enumerate(segments):
-            with FlopCounterMode(display=False) as counter:
-                x = segment(x)
-            macs += counter.get_total_flops() // 2
-            for parameter in segment.parameters():
-                if id(parameter) not in params:
-                    params.add(id(parameter))
-                    n_params += parameter.numel()
-            if i < len(nodes):
-                _, channels, height, width = (int(s) for s in x.shape)
-                cuts.append(Cut(nodes[i][1], channels, height, width, n_params, int(macs)))
-    return Chain(tuple(segments), tuple(cuts), n_params, int(macs))
+    for i, segment in enumerate(segments):
+        macs += sum(node.meta.get("flops", 0) for node in segment.graph.nodes) // 2
+        for parameter in segment.parameters():
+            if id(parameter) not in params:
+                params.add(id(parameter))
+                n_params += parameter.numel()
+        if i < len(nodes):
+            node, name = nodes[i]
+            _, channels, height, width = node.meta["shape"]
+            cuts.append(Cut(name, channels, height, width, n_params, macs))
+    return Chain(tuple(segments), tuple(cuts), n_params, macs)
 
 
 def _cause(error: BaseException) -> str:
