@@ -24,6 +24,7 @@ class TensorBoardWatch:
         self._writer: Any = SummaryWriter(str(folder))
         self._behind = behind
         self._trials = 0
+        self._first: tuple[str, int] | None = None  # the backbone that is trained first, and its input size
 
     def begin(self, stage: str, total: int) -> None:
         """Pass on."""
@@ -42,6 +43,9 @@ class TensorBoardWatch:
         if isinstance(fact, Trial):
             r = fact.recipe
             name = f"{fact.rung}/{r.strategy} {r.unfreeze} to {r.cut} at {r.lr:g}, fold {fact.fold}"
+            self._first = self._first or (fact.backbone, fact.size_px)
+            if (fact.backbone, fact.size_px) != self._first:  # one backbone at two sizes has the same names of cuts
+                name += f", {fact.backbone} at {fact.size_px} px"
             for epoch, loss in enumerate(fact.losses):
                 self._writer.add_scalar(f"loss/{name}", loss, epoch)
             self._writer.add_scalar(f"accuracy/{name}", fact.accuracy, r.epochs)
