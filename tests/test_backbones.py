@@ -151,7 +151,7 @@ def test_measure_leaves_out_what_is_neither_named_nor_at_hand(monkeypatch: pytes
     timed: list[str] = []
     monkeypatch.setattr(catalogue, "_network", lambda source, _: timed.append(source.name))
     monkeypatch.setattr(speed, "measure", lambda _: speed.Speed(1.0, 1.0))
-    found = catalogue.entries(measure=True, watch=log)
+    found = catalogue.backbones(measure=True, watch=log)
     assert timed == LITES
     assert (log.stages, log.steps) == ([("list", len(found))], len(found))
 
@@ -170,11 +170,16 @@ def test_what_cannot_be_used_is_listed_with_the_reason(call: Call, tmp_path: Pat
     assert "squeezenet1_1: " in said.out.replace("\n", " ")
 
 
+def test_one_name_is_asked_for_like_a_list_of_one() -> None:
+    assert catalogue.backbones("alexnet") == catalogue.backbones(["alexnet"])
+    assert [e.name for e in catalogue.backbones("alexnet")] == ["alexnet"]
+
+
 def test_two_files_for_one_backbone_are_a_wrong_call(tmp_path: Path) -> None:
     for file in ("resnet18-a.pth", "resnet18-b.pth"):
         (tmp_path / file).touch()
     with pytest.raises(UsageError, match=r"resnet18-a\.pth and resnet18-b\.pth are both for resnet18"):
-        catalogue.entries(["resnet18"], weights=tmp_path)
+        catalogue.backbones(["resnet18"], weights=tmp_path)
 
 
 def test_the_time_is_the_middle_one_of_the_passes_after_the_first(

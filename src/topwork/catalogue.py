@@ -37,11 +37,11 @@ class Entry:
     problem: str | None = None  # why the network cannot be used
 
 
-def entries(
-    asked: Sequence[str] = (),
+def backbones(
+    names: str | Sequence[str] = (),
     *,
     timm: str = "",
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     at_hand: bool = False,
     measure: bool = False,
     watch: Watch = SILENT,
@@ -51,19 +51,21 @@ def entries(
     `timm` is a pattern for names of timm's; `at_hand` leaves out what would have to be downloaded. `measure`
     times those at hand, and those asked for by name. Raises UsageError where there is none of a name.
     """
-    here = zoo.at_hand(weights)
-    known = [zoo.find(name, weights).name for name in asked]
-    if not asked:
+    names = [names] if isinstance(names, str) else names
+    folder = None if weights is None else Path(weights)
+    here = zoo.at_hand(folder)
+    known = [zoo.find(name, folder).name for name in names]
+    if not names:
         known = [*here, *(name for name in zoo.names() if name not in here)]
     if timm:
         matching = (f"timm:{name}" for name in zoo.timm_names() if fnmatchcase(name, timm))
         known += [name for name in matching if name not in known]
     if at_hand:
-        known = [name for name in known if name in here or (name in asked and zoo.find(name, weights).at_hand())]
+        known = [name for name in known if name in here or (name in names and zoo.find(name, folder).at_hand())]
     watch.begin("list", len(known))
     found = []
     for name in known:
-        found.append(_entry(name, weights, measure=measure and (name in here or bool(asked))))
+        found.append(_entry(name, folder, measure=measure and (name in here or bool(names))))
         watch.advance()
     watch.end()
     return found

@@ -325,7 +325,7 @@ def backbones(
 
     for name in pull or ():
         zoo.pull(name, watch)
-    found = catalogue.entries(
+    found = catalogue.backbones(
         [*(names or ()), *(pull or ())], timm=timm, weights=weights, at_hand=at_hand, measure=measure, watch=watch
     )
     if json:
