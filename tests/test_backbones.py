@@ -175,6 +175,14 @@ def test_one_name_is_asked_for_like_a_list_of_one() -> None:
     assert [e.name for e in catalogue.backbones("alexnet")] == ["alexnet"]
 
 
+@pytest.mark.parametrize("name", ["nowhere", "weights.pth"])
+def test_weights_that_are_no_folder_are_a_wrong_call(name: str, tmp_path: Path) -> None:
+    """A file would pass for the weights of every network in the list."""
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(UsageError, match=rf"--weights .*{name}: no such folder"):
+        catalogue.backbones(weights=tmp_path / name)
+
+
 def test_two_files_for_one_backbone_are_a_wrong_call(tmp_path: Path) -> None:
     for file in ("resnet18-a.pth", "resnet18-b.pth"):
         (tmp_path / file).touch()

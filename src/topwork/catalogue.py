@@ -49,10 +49,13 @@ def backbones(
     """All that is known of the backbones asked for, else of all, those at hand first.
 
     `timm` is a pattern for names of timm's; `at_hand` leaves out what would have to be downloaded. `measure`
-    times those at hand, and those asked for by name. Raises UsageError where there is none of a name.
+    times those at hand, and those asked for by name. Raises UsageError where there is none of a name, or no such
+    folder of weights.
     """
     names = [names] if isinstance(names, str) else names
     folder = None if weights is None else Path(weights)
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--weights {folder}: no such folder; expected one that holds files of weights")
     here = zoo.at_hand(folder)
     known = [zoo.find(name, folder).name for name in names]
     if not names:
