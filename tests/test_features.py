@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import SIZE_PX, Log, write_photos
-from topwork import data, features, images, zoo
+from topwork import data, features, images, shards, zoo
 from topwork.errors import DataError, TopworkError
 from topwork.features import Features
 from topwork.records import Example, Preprocessing
@@ -107,7 +107,7 @@ def identical(one: Features, other: Features) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def shards(cache: Path) -> list[Path]:
+def shard_folders(cache: Path) -> list[Path]:
     return sorted((cache / "features").glob("*/shard-*"))
 
 
@@ -235,7 +235,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Features:
     given = examples(root)
     measure(TINY, root, given[1::2], cache=home / "cache")
     found = measure(TINY, root, given, cache=home / "cache")
-    assert len(shards(home / "cache")) == 2
+    assert len(shard_folders(home / "cache")) == 2
     assert found.passed == 6
     return found
 
@@ -276,7 +276,7 @@ def test_costs_over_several_passes_weigh_by_their_images(photos: Path, tmp_path:
     one = measure(TINY, photos, given[:4], cache=tmp_path / "one").seconds
     shutil.copytree(tmp_path / "one", tmp_path / "both")
     other = measure(TINY, photos, given[4:], cache=tmp_path / "other").seconds
-    (source,), (target,) = shards(tmp_path / "other"), (tmp_path / "both" / "features").iterdir()
+    (source,), (target,) = shard_folders(tmp_path / "other"), (tmp_path / "both" / "features").iterdir()
     shutil.copytree(source, target / source.name)
     both = measure(TINY, photos, given, cache=tmp_path / "both")
     assert both.passed == 0
@@ -285,7 +285,7 @@ def test_costs_over_several_passes_weigh_by_their_images(photos: Path, tmp_path:
 
 def test_bytes_per_image_are_those_on_the_disk(photos: Path, tmp_path: Path) -> None:
     found = measure(TINY, photos, examples(photos), cache=tmp_path)
-    (shard,) = shards(tmp_path)
+    (shard,) = shard_folders(tmp_path)
     kept = sum(f.stat().st_size for f in shard.iterdir() if f.suffix == ".f16" or f.name == "index")
     assert found.bytes_per_image * 24 == kept
 
@@ -447,7 +447,7 @@ def test_a_killed_process_loses_nothing_that_it_had_seen(real: Measured, lite: B
     process = start(real.root, tmp_path, kill_after=2)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    (shard,) = shards(tmp_path)
+    (shard,) = shard_folders(tmp_path)
     assert not (shard / "complete").exists()
     found = measure(lite, real.root, real.examples, cache=tmp_path)
     assert found.passed == len(real.examples) - 2 * BATCH
@@ -541,7 +541,7 @@ def damaged(photos: Path, cache: Path, act: Callable[[Path], None], *, complete:
     else:
         with pytest.raises(Stop):
             measure(TINY, photos, given, cache=cache, watch=Interrupting(2, stop))
-    (shard,) = shards(cache)
+    (shard,) = shard_folders(cache)
     assert (shard / "complete").exists() == complete
     act(shard)
     return measure(TINY, photos, given, cache=cache)
@@ -593,7 +593,7 @@ def test_of_any_interrupted_shard_the_first_rows_are_right(
     rows = [rng.normal(size=(n, w)).astype(np.float16) for w in WIDTHS]
     digests = [rng.bytes(16) for _ in range(n)]
     with TemporaryDirectory() as home:
-        with pytest.raises(Stop), features._Writer(Path(home), WIDTHS) as writer:
+        with pytest.raises(Stop), shards.Writer(Path(home), WIDTHS) as writer:
             row = 0
             for size in sizes:
                 part = slice(row, row + size)
@@ -605,7 +605,7 @@ def test_of_any_interrupted_shard_the_first_rows_are_right(
             os.truncate(writer.folder / name, (writer.folder / name).stat().st_size * length // 100)
         if wrong is not None and (size_ := (writer.folder / names[wrong[0]]).stat().st_size):
             flip(names[wrong[0]], wrong[1] % size_)(writer.folder)
-        found = features._open_shards(Path(home), WIDTHS)
+        found = shards.opened(Path(home), WIDTHS)
         taken = len(found[0].digests) if found else 0
         whole = min(n * length // 100 for length in lengths)
         assert taken <= whole if wrong is not None else taken == whole
@@ -695,7 +695,7 @@ def test_a_pass_that_sees_nothing_leaves_nothing_behind(photos: Path, tmp_path: 
     (photos / "bark" / "z.png").write_bytes(damaged_png)
     for _ in range(3):
         measure(TINY, photos, examples(photos), cache=tmp_path)
-    assert len(shards(tmp_path)) == 1
+    assert len(shard_folders(tmp_path)) == 1
 
 
 # What is read
@@ -719,7 +719,7 @@ def test_a_few_rows_of_a_large_shard_take_little_memory(few: Features, tmp_path:
         file.truncate(2 * n * width)
         file.seek(2 * width * 150_000)
         file.write(np.ones(width, np.float16).tobytes())
-    shard = features._Shard(tmp_path, (b"",) * n, np.ones(4), (width,))
+    shard = shards.Shard(tmp_path, (b"",) * n, np.ones(4), (width,))
     large = replace(
         few, widths=(width,), _shards=(shard,), _places=np.stack([np.zeros(n), np.arange(n)], 1).astype(int)
     )
