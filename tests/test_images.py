@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from topwork import images
@@ -335,6 +335,84 @@ def test_frame_equals_torchvisions_resize_and_centre_crop(
     )
     got = images.frame(picture, plain(crop, resize, interpolation=interpolation, squash=squash))
     np.testing.assert_array_equal(got, np.asarray(oracle(picture)))
+
+
+def textbook(data: bytes, preprocessing: Preprocessing) -> Image.Image:
+    """The slow way to upright RGB: everything turned by Pillow, three channels from the start, 16 bit by formula."""
+    image = Image.open(BytesIO(data))
+    images._draft(image, preprocessing)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.rint(np.clip(np.asarray(image) / 257, 0, 255)).astype(np.uint8)).convert("RGB")
+    if image.mode in {"LA", "RGBA"} or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+KINDS = {
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "L", "1", "P", "LA", "RGBA", "I;16"),
+    "TIFF": ("RGB", "L", "I;16", "I", "CMYK"),
+    "WEBP": ("RGB",),
+    "BMP": ("RGB", "L", "1", "P"),
+    "GIF": ("P", "L"),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from([(format, mode) for format, modes in KINDS.items() for mode in modes]),
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    resize=st.integers(8, 64),
+    orientation=st.integers(0, 9),
+    transparent=st.booleans(),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+)
+def test_the_fast_way_gives_the_pixels_of_the_slow_one(
+    kind: tuple[str, str], width: int, height: int, resize: int, orientation: int, transparent: bool, interpolation: Any
+) -> None:
+    """Grey pictures travel in one channel, unturned ones are not copied, 16 bit is looked up: no pixel tells."""
+    format, mode = kind
+    pixels = noise(height, width)
+    if mode.startswith("I"):
+        wide = pixels[..., 0].astype(np.int64) * 256 + pixels[..., 1]
+        picture = Image.fromarray(wide.astype(np.uint16) if mode == "I;16" else (wide * 2 - 20_000).astype(np.int32))
+    else:
+        picture = Image.fromarray(pixels).convert(mode)
+    options: dict[str, Any] = {}
+    if format in {"JPEG", "PNG", "WEBP", "TIFF"}:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = orientation
+    if transparent and format == "PNG" and mode in {"L", "P"}:
+        options["transparency"] = int(pixels[0, 0, 0])
+    data = encoded(picture, format, **options)
+    preprocessing = plain(resize - 3, resize, interpolation=interpolation)
+    expected = textbook(data, preprocessing)
+    decoded = images.decode(data, preprocessing)
+    np.testing.assert_array_equal(np.asarray(decoded.convert("RGB")), np.asarray(expected))
+    np.testing.assert_array_equal(images.load(data, preprocessing), images.frame(expected, preprocessing))
+
+
+def test_every_16_bit_value_is_rounded_as_the_formula_says() -> None:
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(values / 257).astype(np.uint8)
+    for picture in (Image.fromarray(values), Image.fromarray(values.astype(np.int32))):
+        np.testing.assert_array_equal(np.asarray(images.upright(picture)), expected)
+
+
+@given(cut=st.integers(2, 20_000))
+@settings(max_examples=60, deadline=None)
+def test_a_jpeg_that_ends_early_is_told_wherever_it_ends(cut: int) -> None:
+    """The end marker is looked for from the end, and the data is given to the decoder in one piece."""
+    data = JPEG[: max(700, len(JPEG) - cut)]
+    assert kind_of_fault(lambda: images.look(data)) == "truncated"
+    assert kind_of_fault(lambda: images.load(data, plain())) == "truncated"
+
+
+JPEG = encoded(noise(100, 100), "JPEG")
 
 
 def photo(height: int, width: int) -> Image.Image:

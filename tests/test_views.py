@@ -117,6 +117,15 @@ def test_every_view_has_the_networks_size_and_three_channels(interpolation: str,
         assert (pixels.shape, pixels.dtype) == ((24, 24, 3), np.uint8)
 
 
+def test_views_of_a_grey_picture_are_those_of_the_same_picture_in_colour() -> None:
+    """It travels in one channel as far as it may."""
+    grey = np.random.default_rng(0).integers(0, 256, (40, 60), dtype=np.uint8)
+    one, three = png(grey), png(np.repeat(grey[..., None], 3, axis=2))
+    for number in range(8):
+        a, b = (view(data, number, PLAIN, DEFAULT, digest="f" * 32, seed=0) for data in (one, three))
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (2, 3), (7, 300)])
 def test_the_oddest_pictures_have_views(height: int, width: int) -> None:
     for number in range(6):

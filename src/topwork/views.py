@@ -45,6 +45,7 @@ def _augmented(
     flipped = rng.random() < 0.5  # drawn whether it is used or not: the other draws stay the same
     if augmentation.flip and flipped:
         image = functional.horizontal_flip(image)
+    image = image.convert("RGB")  # grey so far, where the file is
     if augmentation.colour:
         low, high = 1 - augmentation.colour, 1 + augmentation.colour
         image = functional.adjust_brightness(image, rng.uniform(low, high))
