@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "memo": set(),
     "ahead": set(),
     "views": {"images"},
-    "activations": {"images", "views", "zoo", "engine", "ahead"},
+    "thumbnails": {"images", "files"},
+    "activations": {"images", "views", "thumbnails", "zoo", "engine", "ahead"},
     "speed": {"zoo", "engine"},
     "catalogue": {"zoo", "speed"},
     "terminal": set(),  # draws records, computes nothing

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from topwork import images
+from topwork import images, thumbnails
 from topwork.ahead import batches
 from topwork.engine import FLOAT16_MAX, Engine
 from topwork.errors import DataError, ImageError
 from topwork.records import Augmentation, Example
-from topwork.views import view
+from topwork.thumbnails import Thumbnails
+from topwork.views import view_of
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
 
@@ -44,6 +45,7 @@ class Store:
     augmentation: Augmentation
     seed: int
     folder: Path
+    thumbnails: Thumbnails
 
     def shape(self, point: int) -> tuple[int, int, int]:
         """(height, width, channels) of one image at a point."""
@@ -122,12 +124,11 @@ class Store:
 
     def _pixels(self, example: Example, number: int) -> NDArray[np.uint8]:
         try:
-            data = images.read_bytes(self.root / example.path)
-            if images.digest(data) != example.digest:
-                raise ImageError("changed", "its content is not what it was when topwork read the folder")
-            return view(
-                data, number, self.backbone.preprocessing, self.augmentation, digest=example.digest, seed=self.seed
+            preprocessing = self.backbone.preprocessing
+            image = self.thumbnails.decode_file(
+                self.root / example.path, example.digest, preprocessing, uses=thumbnails.USES
             )
+            return view_of(image, number, preprocessing, self.augmentation, digest=example.digest, seed=self.seed)
         except ImageError as error:
             raise DataError(f"{self.root / example.path}: {error}; put it back, or start again without it") from error
 
@@ -150,9 +151,8 @@ def store(
 ) -> Store:  # fmt: skip
     """The store of these images under `cache`; its name is made of the backbone and the images' contents."""
     content = images.digest(" ".join(e.digest for e in examples).encode())
-    return Store(
-        backbone, root, tuple(examples), augmentation, seed, cache / "activations" / f"{features_key}-{content}"
-    )
+    folder = cache / "activations" / f"{features_key}-{content}"
+    return Store(backbone, root, tuple(examples), augmentation, seed, folder, thumbnails.under(cache))
 
 
 def half(maps: Tensor) -> NDArray[np.float16]:  # (b, c, h, w)

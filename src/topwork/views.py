@@ -27,6 +27,19 @@ def view(
 ) -> NDArray[np.uint8]:  # (crop_px, crop_px, 3) RGB
     """View `number` of one image; `digest` names its content (images.digest). Raises ImageError."""
     image = images.decode(source, preprocessing)
+    return view_of(image, number, preprocessing, augmentation, digest=digest, seed=seed)
+
+
+def view_of(
+    image: Image.Image,
+    number: int,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    *,
+    digest: str,
+    seed: int,
+) -> NDArray[np.uint8]:  # (crop_px, crop_px, 3) RGB
+    """The same of an image as images.decode gives it."""
     if number == 0:
         return images.frame(image, preprocessing)
     rng = np.random.default_rng([seed, number, int(digest[:15], 16)])
