@@ -1,4 +1,4 @@
-"""A kept image is the decoded one, pixel by pixel, or is not used; keeping it takes time and a bounded share of disk."""
+"""A kept image is the decoded one, pixel by pixel, or is not used; keeping it takes time and a share of the disk."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ from topwork import files, images
 from topwork.errors import ImageError
 from topwork.records import Preprocessing
 
-RATE = 200e6
-"""Bytes per second that a disk is believed to read and to write: between a hard disk and a SATA solid-state disk. What
-is still in the system's memory comes ten times faster; but whether it is, nobody knows beforehand."""
+RATE = 400e6
+"""Bytes per second at which thumbnails are believed to be written, and read and checked: a SATA solid-state disk. What
+the system still holds in memory comes three times faster (bench/decode.py); whether it does, nobody knows beforehand."""
 
 USES = 2
 """How often a view's image is needed again, at least: a training sees the plain view and three others."""
