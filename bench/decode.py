@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def main() -> None:
         side = "x".join(map(str, images.decoded_size(content, PREPROCESSING)))
         row = " ".join(f"{steps_of[name][k]:7.2f}" for k in STEPS)
         print(f"{name:28} {len(content) / 1e6:6.2f} {side:>11} {row}", flush=True)
+    forward = forward_ms(turns)
+    shares_of = {name: shares(ms, forward) for name, ms in steps_of.items()}
+    print(f"reading, digest and decoding as a share of a pass (forward {forward:.1f} ms an image), and of a view:")
+    for name, (in_pass, in_view, kept_view) in shares_of.items():
+        print(f"  {name:26} {in_pass:4.0%} {in_view:4.0%}; a view with a thumbnail over one without {kept_view:.2f}")
     large = [reduced(encoded(enlarged(path), "JPEG", quality=90), turns) for path in photos]
     speedups, differences = [a for a, _ in large], [b for _, b in large]
     print(
@@ -51,20 +57,22 @@ def main() -> None:
         f" {max(differences):.2f} grey levels"
     )
     forms = lossless(images.decode(encoded(enlarged(photos[0]), "JPEG", quality=90), PREPROCESSING), turns)
-    shares = shared_scales(encoded(enlarged(photos[0]), "JPEG", quality=90))
+    others = shared_scales(encoded(enlarged(photos[0]), "JPEG", quality=90))
     ratio = training(photos, views_each=4)
     alone, beside = lock(photos[0], seconds=1.0 if quick else 3.0)
     looks = looking(quick)
     common.finish(
         {
             "bench": "decode", "quick": quick, "cpu_ms": steps_of, "speedup_of_reduced_scale": speedups,
-            "mean_difference": differences, "lossless_ms": forms, "pixels_that_differ_if_scales_were_shared": shares,
+            "mean_difference": differences, "lossless_ms": forms, "values_that_differ_if_scales_were_shared": others,
+            "forward_ms": forward, "shares": shares_of,
             "views_with_thumbnails_over_without": ratio, "threads": {"2 over 1": alone, "beside a busy one": beside},
             "look_ms_per_file": looks,
         }
     )  # fmt: skip
 
 
+@lru_cache(maxsize=8)
 def enlarged(path: Path, size: tuple[int, int] = LARGE) -> Image.Image:
     """A large photograph with detail down to its pixels: a small one, and a sensor's noise."""
     with Image.open(path) as photo:
@@ -93,8 +101,8 @@ def files(photo: Image.Image) -> dict[str, bytes]:
         "PNG 4000x3000, 16-bit grey": encoded(sixteen, "PNG", compress_level=3),
         "WebP 4000x3000": encoded(photo, "WEBP", quality=90, method=0),
         **{
-            f"real: {name}": next(iter(sorted(p for p in (common.SETS / name).rglob("*.*") if p.is_file()))).read_bytes()
-            for name in ("flowers17", "mnist5k")
+            f"real: {name}": min((common.SETS / name).rglob(f"*.{suffix}")).read_bytes()
+            for name, suffix in (("flowers17", "jpg"), ("mnist5k", "png"))
         },
     }  # fmt: skip
 
@@ -135,6 +143,27 @@ def cpu_ms(work: Callable[[], object], turns: int) -> float:
         work()
         found.append(time.thread_time() - start)
     return 1000 * min(found)
+
+
+def forward_ms(turns: int) -> float:
+    """CPU milliseconds per image of the embedded backbone at 224 px, one thread."""
+    import torch
+
+    from topwork import zoo
+    from topwork.engine import Engine
+
+    torch.set_num_threads(1)
+    backbone = zoo.load()
+    engine = Engine(backbone.chain.segments, backbone.preprocessing)
+    pixels = np.zeros((16, 224, 224, 3), np.uint8)
+    return cpu_ms(lambda: engine.see(pixels, logits=False), turns) / 16
+
+
+def shares(ms: dict[str, float], forward: float) -> tuple[float, float, float]:
+    """What reading and decoding take of a pass, and of a view's pixels; a view's with a thumbnail over without."""
+    reading = ms["read"] + ms["digest"] + ms["decode"]
+    view = reading + ms["view"]
+    return reading / (reading + ms["frame"] + forward), reading / view, (ms["fetch"] + ms["view"]) / view
 
 
 def reduced(content: bytes, turns: int) -> tuple[float, float]:
@@ -223,10 +252,9 @@ def training(photos: list[Path], views_each: int) -> float:
                         views.view_of(image, number, PREPROCESSING, Augmentation(), digest=name, seed=0)
                 seconds.append(time.perf_counter() - start)
             ratios.append(seconds[1] / seconds[0])
-        print(
-            f"{views_each} views of each large photograph, with thumbnails over without: {statistics.median(ratios):.2f}"
-        )
-    return statistics.median(ratios)
+    ratio = statistics.median(ratios)
+    print(f"{views_each} views of each large photograph, with thumbnails over without: {ratio:.2f}")
+    return ratio
 
 
 def lock(photo: Path, seconds: float) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from topwork.records import Preprocessing
 
 RATE = 400e6
 """Bytes per second at which thumbnails are believed to be written, and read and checked: a SATA solid-state disk. What
-the system still holds in memory comes three times faster (bench/decode.py); whether it does, nobody knows beforehand."""
+the system still holds in memory comes three times faster (bench/decode.py), but nobody knows whether it does."""
 
 USES = 2
 """How often a view's image is needed again, at least: a training sees the plain view and three others."""
