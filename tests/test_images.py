@@ -201,13 +201,41 @@ def test_the_end_marker_of_a_thumbnail_is_not_the_pictures_own() -> None:
     assert kind_of_fault(lambda: images.look(whole[:-200])) == "truncated"
 
 
-def test_look_does_not_decode_jpeg_and_png(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_pictures(picture: Image.Image | Pixels) -> bytes:
+    """As telephones write them: a .jpg with a smaller picture behind the first."""
+    second = Image.fromarray(noise(16, 16))
+    return encoded(picture, "MPO", save_all=True, append_images=[second], quality=90)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "MPO"])
+def test_look_does_not_decode(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_decoded", lambda image: pytest.fail("decoded"))
-    for format in ("JPEG", "PNG"):
-        data = encoded(noise(64, 48), format)
-        assert images.look(data) == images.ImageFacts(format, "RGB", 48, 64)
-        with pytest.raises(ImageError, match="truncated"):
-            images.look(data[: len(data) // 2])
+    data = two_pictures(noise(64, 48)) if format == "MPO" else encoded(noise(64, 48), format)
+    assert images.look(data) == images.ImageFacts(format, "RGB", 48, 64)
+    with pytest.raises(ImageError, match="damaged" if format == "WEBP" else "truncated"):
+        images.look(data[: len(data) // 2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(1, 3000), format=st.sampled_from(["WEBP", "MPO"]))
+def test_what_looks_whole_can_be_decoded_wherever_the_file_ends(cut: int, format: str) -> None:
+    whole = two_pictures(noise(40, 40)) if format == "MPO" else encoded(noise(40, 40), format)
+    data = whole[: max(1, len(whole) - cut)]
+    try:
+        images.look(data)
+    except ImageError:
+        return
+    assert format == "MPO"  # the cut went through its second picture, which nobody needs
+    np.testing.assert_array_equal(images.load(data, plain()), images.load(whole, plain()))
+
+
+def test_a_telephones_two_pictures_are_a_jpeg_like_any_other() -> None:
+    """The first one counts, at the same reduced scale."""
+    scene = photo(1200, 1600)
+    alone, both, preprocessing = encoded(scene, "JPEG", quality=90), two_pictures(scene), plain(224, 256)
+    assert images.look(both).format == "MPO"
+    assert images.decoded_size(both, preprocessing) == images.decoded_size(alone, preprocessing) == (800, 600)
+    np.testing.assert_array_equal(images.load(both, preprocessing), images.load(alone, preprocessing))
 
 
 def test_damaged_pixels_show_when_decoded() -> None:

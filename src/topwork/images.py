@@ -44,6 +44,7 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_JPEGS = {"JPEG", "MPO"}  # a telephone's .jpg often holds a second picture (depth, gain map): Pillow's MPO
 Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 """What may stand for one image: encoded bytes, a path, a Pillow image or a uint8 array."""
 
@@ -88,13 +89,13 @@ def read_bytes(path: Path) -> bytes:
 def look(data: bytes, *, decode: bool = False) -> ImageFacts:
     """Say what a file is, or raise ImageError with what is wrong with it.
 
-    Reads the header, checks the pixel limit, and finds files that end early (JPEG without its end
-    marker, PNG with a broken or missing chunk) without decoding; `decode=True` decodes every pixel.
-    Formats other than JPEG and PNG carry no such mark and are always decoded.
+    Reads the header, checks the pixel limit, and finds files that end early (JPEG without its end marker, PNG with a
+    broken or missing chunk, WebP shorter than it says) without decoding; `decode=True` decodes every pixel. Formats
+    other than these carry no such mark and are always decoded.
     """
     image = _open(data)
     facts = ImageFacts(image.format or "?", image.mode, image.width, image.height)
-    if facts.format == "JPEG" and not _jpeg_ends(data):
+    if facts.format in _JPEGS and not _jpeg_ends(data):
         raise ImageError("truncated", "the JPEG data stops before its end marker")
     if facts.format == "PNG":
         try:
@@ -103,7 +104,7 @@ def look(data: bytes, *, decode: bool = False) -> ImageFacts:
             raise ImageError("truncated", _reason(error)) from error
         if decode:
             image = _open(data)  # verify leaves an image that cannot be decoded
-    if decode or facts.format not in {"JPEG", "PNG"}:
+    if decode or facts.format not in {*_JPEGS, "PNG", "WEBP"}:  # opening finds a WebP that ends early
         _decoded(image)
     return facts
 
@@ -130,7 +131,7 @@ def decode(source: Source, preprocessing: Preprocessing) -> Image.Image:
     if isinstance(source, bytes):
         image = _open(source)
         _draft(image, preprocessing)
-        if image.format == "JPEG":  # in one piece: every piece waits for the interpreter's lock anew
+        if image.format in _JPEGS:  # in one piece: every piece waits for the interpreter's lock anew
             image.decodermaxblock = len(source)  # type: ignore[attr-defined]
     elif isinstance(source, np.ndarray):
         image = _from_array(source)
@@ -233,7 +234,7 @@ def _decoded(image: Image.Image) -> Image.Image:
 def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
     """Let the JPEG decoder skip the detail that the resize would throw away."""
     wanted = DRAFT_MARGIN * preprocessing.resize_px
-    if image.format == "JPEG" and min(image.size) > wanted and image.mode in {"RGB", "L"}:
+    if image.format in _JPEGS and min(image.size) > wanted and image.mode in {"RGB", "L"}:
         shrink = wanted / min(image.size)
         # None keeps the mode: asking for RGB would change how a grey file is decoded.
         image.draft(None, (round(image.width * shrink), round(image.height * shrink)))
