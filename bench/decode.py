@@ -37,10 +37,13 @@ def main() -> None:
     common.need_sets()
     turns = 3 if quick else 7
     photos = sorted((common.SETS / "ants_bees").rglob("*.jpg"))[3::40][: 2 if quick else 5]
-    steps_of = {}
+    steps_of, kept = {}, {}
     print(f"{'CPU ms':28} {'MB':>6} {'decoded to':>11} " + " ".join(f"{k:>7}" for k in STEPS))
     for name, content in files(enlarged(photos[0])).items():
         steps_of[name] = steps(content, turns)
+        image = images.decode(content, PREPROCESSING)
+        size = image.width * image.height * len(image.getbands())
+        kept[name] = thumbnails.repays(steps_of[name]["decode"] / 1000, size, thumbnails.USES)
         side = "x".join(map(str, images.decoded_size(content, PREPROCESSING)))
         row = " ".join(f"{steps_of[name][k]:7.2f}" for k in STEPS)
         print(f"{name:28} {len(content) / 1e6:6.2f} {side:>11} {row}", flush=True)
@@ -48,7 +51,10 @@ def main() -> None:
     shares_of = {name: shares(ms, forward) for name, ms in steps_of.items()}
     print(f"reading, digest and decoding as a share of a pass (forward {forward:.1f} ms an image), and of a view:")
     for name, (in_pass, in_view, kept_view) in shares_of.items():
-        print(f"  {name:26} {in_pass:4.0%} {in_view:4.0%}; a view with a thumbnail over one without {kept_view:.2f}")
+        print(
+            f"  {name:26} {in_pass:4.0%} {in_view:4.0%}; a view with a thumbnail over one without {kept_view:.2f}, "
+            f"{'kept' if kept[name] else 'not kept'}"
+        )
     large = [reduced(encoded(enlarged(path), "JPEG", quality=90), turns) for path in photos]
     speedups, differences = [a for a, _ in large], [b for _, b in large]
     print(
@@ -65,7 +71,7 @@ def main() -> None:
         {
             "bench": "decode", "quick": quick, "cpu_ms": steps_of, "speedup_of_reduced_scale": speedups,
             "mean_difference": differences, "lossless_ms": forms, "values_that_differ_if_scales_were_shared": others,
-            "forward_ms": forward, "shares": shares_of,
+            "forward_ms": forward, "shares": shares_of, "kept": kept,
             "views_with_thumbnails_over_without": ratio, "threads": {"2 over 1": alone, "beside a busy one": beside},
             "look_ms_per_file": looks,
         }

@@ -23,7 +23,7 @@ from topwork import images, thumbnails
 from topwork.activations import store
 from topwork.errors import DataError, ImageError
 from topwork.records import Augmentation, Preprocessing
-from topwork.thumbnails import DISK_SHARE, RATE, Thumbnails, repays, under
+from topwork.thumbnails import DISK_SHARE, FILE_S, RATE, Thumbnails, repays, under
 from topwork.zoo import Backbone
 
 SMALL = plain(14, 16)  # a JPEG of 100 px is decoded to 50
@@ -198,7 +198,7 @@ def test_a_file_is_read_once_and_again_only_when_it_was_touched(
 @given(seconds=st.floats(0, 10), size=st.integers(0, 10**9), uses=st.integers(0, 50))
 def test_it_is_kept_where_that_saves_time(seconds: float, size: int, uses: int) -> None:
     """Against the sum itself: decoding every time, or writing once and reading every time."""
-    without, with_it = uses * seconds, size / RATE + uses * size / RATE
+    without, with_it = uses * seconds, (1 + uses) * (FILE_S + size / RATE)
     if abs(without - with_it) > 1e-9:
         assert repays(seconds, size, uses) == (without > with_it)
     assert not repays(seconds, size, 0)
