@@ -251,6 +251,20 @@ def test_they_take_no_more_than_their_share(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("keen")
+def test_a_folder_that_may_only_be_read_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[bytes]
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError
+
+    data = FILES["JPEG"]
+    first = through(Thumbnails(tmp_path), data)
+    monkeypatch.setattr(thumbnails.os, "utime", refused)
+    assert same(through(Thumbnails(tmp_path), data), first)
+    assert len(counted) == 1
+
+
+@pytest.mark.usefixtures("keen")
 def test_a_disk_that_takes_nothing_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from topwork import images, thumbnails
+from topwork import images
 from topwork.ahead import batches
 from topwork.engine import FLOAT16_MAX, Engine
 from topwork.errors import DataError, ImageError
 from topwork.records import Augmentation, Example
-from topwork.thumbnails import Thumbnails
+from topwork.thumbnails import USES, Thumbnails, under
 from topwork.views import view_of
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
@@ -125,9 +125,7 @@ class Store:
     def _pixels(self, example: Example, number: int) -> NDArray[np.uint8]:
         try:
             preprocessing = self.backbone.preprocessing
-            image = self.thumbnails.decode_file(
-                self.root / example.path, example.digest, preprocessing, uses=thumbnails.USES
-            )
+            image = self.thumbnails.decode_file(self.root / example.path, example.digest, preprocessing, uses=USES)
             return view_of(image, number, preprocessing, self.augmentation, digest=example.digest, seed=self.seed)
         except ImageError as error:
             raise DataError(f"{self.root / example.path}: {error}; put it back, or start again without it") from error
@@ -152,7 +150,7 @@ def store(
     """The store of these images under `cache`; its name is made of the backbone and the images' contents."""
     content = images.digest(" ".join(e.digest for e in examples).encode())
     folder = cache / "activations" / f"{features_key}-{content}"
-    return Store(backbone, root, tuple(examples), augmentation, seed, folder, thumbnails.under(cache))
+    return Store(backbone, root, tuple(examples), augmentation, seed, folder, under(cache))
 
 
 def half(maps: Tensor) -> NDArray[np.float16]:  # (b, c, h, w)

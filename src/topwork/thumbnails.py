@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,7 +105,8 @@ class Thumbnails:
             with path.open("rb") as file:
                 mark, channels, width, height, check = _HEADER.unpack(file.read(_HEADER.size))
                 pixels = file.read()
-            os.utime(path)  # when it was last used: the oldest go first
+            with suppress(OSError):  # a folder that may only be read serves all the same
+                os.utime(path)  # when it was last used: the oldest go first
         except (OSError, struct.error):
             return None
         if mark != _MARK or check != _check(digest, channels, (width, height), pixels):
