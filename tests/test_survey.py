@@ -436,9 +436,9 @@ def labelled(counts: list[int], *, parts: tuple[str, ...] = ("train",)) -> Datas
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_sample_has_its_share_of_every_class(counts: list[int], seed: int) -> None:
     given = labelled(counts)
-    sample = survey._sample(given, seed)
-    assert sample is not None
     wanted = max(survey.LEAST_SAMPLE, int(survey.SAMPLE * sum(counts)))
+    assert survey._rungs(given) == [wanted]
+    sample = survey._sample(given, seed, wanted)
     assert len(sample) == wanted == len(set(sample))
     found = Counter(e.label for e in sample)
     for label, count in enumerate(counts):
@@ -449,20 +449,21 @@ def test_the_sample_has_its_share_of_every_class(counts: list[int], seed: int) -
 
 def test_the_sample_is_the_seeds_own() -> None:
     given = labelled([500, 500])
-    assert survey._sample(given, 3) == survey._sample(given, 3)
-    assert survey._sample(given, 3) != survey._sample(given, 4)
+    assert survey._sample(given, 3, 250) == survey._sample(given, 3, 250)
+    assert survey._sample(given, 3, 250) != survey._sample(given, 4, 250)
 
 
 def test_nothing_that_is_locked_is_in_the_sample() -> None:
-    sample = survey._sample(labelled([1000, 1000], parts=("train", "test")), 0)
-    assert sample is not None
+    given = labelled([1000, 1000], parts=("train", "test"))
+    (wanted,) = survey._rungs(given)
+    sample = survey._sample(given, 0, wanted)
     assert {e.part for e in sample} == {"train"}
     assert len(sample) == 250
 
 
 @pytest.mark.parametrize(("n", "taken"), [(399, False), (400, True), (1000, True)])
 def test_there_is_no_sample_where_it_would_spare_less_than_a_half(n: int, taken: bool) -> None:
-    assert (survey._sample(labelled([n // 2, n - n // 2]), 0) is not None) is taken
+    assert bool(survey._rungs(labelled([n // 2, n - n // 2]))) is taken
 
 
 def test_the_locked_part_has_no_say_in_who_is_stopped(
@@ -554,8 +555,8 @@ def test_broken_files_in_the_sample_are_left_out_of_it_and_told_once(
     paths = broken(folder, 24)
     seen = survey.measure(folder, backbone="auto", cache=tmp_path / "cache")
     (stopped,) = seen.dropped
-    sampled = survey._sample(data.read_folder(folder), 0)
-    assert sampled is not None
+    given = data.read_folder(folder)
+    sampled = survey._sample(given, 0, *survey._rungs(given))
     good = [e for e in sampled if e.path not in paths]
     assert len(good) < len(sampled)
     assert stopped.n == len(good)
@@ -569,13 +570,13 @@ def test_where_most_of_the_sample_is_broken_nobody_is_stopped_by_the_rest(
     """All of the sample but two."""
     shelf.add("blind", 6, blind=True)
     folder = write_photos(tmp_path / "photos", per_class=40)
-    sample = survey._sample(data.read_folder(folder), 0)
-    assert sample is not None
+    given = data.read_folder(folder)
+    sample = survey._sample(given, 0, *survey._rungs(given))
     for i, e in enumerate(sample[2:]):
         (folder / e.path).write_bytes(broken_inside_png(20 + i))
     broken_sample = {e.path for e in sample}
     monkeypatch.setattr(
-        survey, "_sample", lambda d, _: tuple(e for e in d.examples if e.path in broken_sample)
+        survey, "_sample", lambda d, *_: tuple(e for e in d.examples if e.path in broken_sample)
     )  # fmt: skip
     seen = survey.measure(folder, backbone="auto", cache=tmp_path / "cache")
     assert set(names(seen)) == {"small", "large", "blind"}

@@ -58,7 +58,7 @@ def scores_of(accuracies: list[float]) -> tuple[CutScore, ...]:
         CutScore(
             f"layer{k}", (k + 1) / count, 10 * (k + 1) / count, a, max(0.0, a - 0.02), min(1.0, a + 0.02),
             max(accuracies) - a, 0.0, 0.1,
-            64, 1e-2,
+            64, 1e-2, 300,
         )
         for k, a in enumerate(accuracies)
     )  # fmt: skip
