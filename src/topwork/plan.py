@@ -194,7 +194,8 @@ def needed(evidences: Sequence[Evidence], delta: float) -> tuple[int, ...]:
     A place cannot be chosen any more where it is shown, beyond a doubt of 1%, to lie more than delta below the best
     place, or to lie below a cheaper one: that one would be taken first, and would be the better reference too. What
     lies behind the last place that can be chosen is not needed. Of one backbone, less is, where the choice is made:
-    all cuts before one are out, and none is more than delta better than it. The best cut so far stays in any case.
+    all cuts before one are out, and none is more than delta better than it. The best cut of each backbone so far and
+    the place that would be chosen now stay in any case.
     """
     field = _field(evidences)
     groups, importance = evidences[0].groups, evidences[0].importance
@@ -202,6 +203,7 @@ def needed(evidences: Sequence[Evidence], delta: float) -> tuple[int, ...]:
     for p in range(len(field.places)):
         value, error = _against(field.correct, p, groups, importance)
         out |= (value - Z99 * error > 0) & (np.arange(len(out)) > p)
+    out[cheapest(field.d.high, delta)] = False
     found = []
     for e in range(len(evidences)):
         mine = [p for p, place in enumerate(field.places) if place[0] == e]

@@ -83,8 +83,9 @@ class Survey:
             low, high = wilson(score.accuracy, self.images)
             why = "which are enough to decide" if decided.decided else "since all of them would hardly decide more"
             notes.append(
-                f"Planned on {len(m.rows):,} of {self.images:,} images, {why}: accuracy at {decided.cut} is known to {100 * (score.high - score.low) / 2:.1f} points either way (95%), on all"
-                f" images it would be to {100 * (high - low) / 2:.1f}."
+                f"Planned on {len(m.rows):,} of {self.images:,} images, {why}: accuracy at {decided.cut} is known to"
+                f" {100 * (score.high - score.low) / 2:.1f} points either way (95%), on all images it would be to"
+                f" {100 * (high - low) / 2:.1f}."
             )
         return plan.spared(decided, notes) if notes else decided
 
