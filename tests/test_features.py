@@ -449,6 +449,7 @@ def test_costs_are_over_the_images_that_each_segment_was_run_for(photos: Path, t
     np.testing.assert_allclose(both.seconds[:2], (4 * first.seconds[:2] + 20 * short.seconds[:2]) / 24)
     np.testing.assert_array_equal(both.seconds[2:], first.seconds[2:])
     assert both.cost_shares == first.cost_shares[:1]  # of the whole backbone, as the four ran it
+    assert both.forward_seconds == first.forward_seconds == pytest.approx(first.seconds[1:].sum())
     assert both.fe_seconds == pytest.approx(24 * both.seconds.sum())
     assert both.pass_seconds == pytest.approx(4 * both.seconds.sum() + 20 * both.seconds[:2].sum())
     assert first.pass_seconds == pytest.approx(first.fe_seconds)

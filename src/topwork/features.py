@@ -42,6 +42,7 @@ class Features:
     widths: tuple[int, ...]  # values per image at each cut
     logits: NDArray[np.float32] | None  # (n, source_classes); None where the pass stops at a cut
     cost_shares: tuple[float, ...]  # measured seconds up to each cut over those of the whole backbone
+    forward_seconds: float  # those of the whole backbone for one image; both over the images that ran all of it
     seconds: NDArray[np.float64]  # (1 + segments,) per image, as measured in the pass: decoding, then each segment,
     # over the images that it was run for; where it never was, from its multiply-adds
     fe_seconds: float  # decoding plus one forward pass of the whole backbone over the n images
@@ -132,6 +133,7 @@ def _found(
         tuple(widths[:n_cuts]),
         shards.gather(held, places, n_cuts, widths[n_cuts]) if len(widths) > n_cuts else None,
         tuple(float(s) for s in np.cumsum(whole)[:n_cuts] / whole.sum()),
+        float(whole.sum()),
         timing,
         float(timing.sum() * len(kept)),
         float(run[places[:, 0]].sum()) if kept else 0.0,
@@ -148,8 +150,9 @@ def _per_segment(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # (1 + segments,), (segments,)
     """Seconds per image of decoding and each segment, and of each segment over the images that ran all of them.
 
-    The latter are of one and the same images, so that their shares are no mixture of busy and of quiet times. Where no
-    image ran all, they are those of all images, and what was never run is taken from the multiply-adds.
+    The latter are of one and the same images, so that their shares are no mixture of busy and of quiet times, and stay
+    as they are when other images pass less far. Where no image ran all, they are those of all images, and what was
+    never run is taken from the multiply-adds.
     """
     segments = len(backbone.chain.segments)
     timing = shards.timing(held, segments)

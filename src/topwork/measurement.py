@@ -268,7 +268,7 @@ def probed(
     work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts[: len(seen.cuts)])
     evidence = plan.Evidence(
         loaded.name, loaded.preprocessing.crop_px, seen.cuts, seen.cost_shares, work,
-        1000 * float(seen.seconds[1:].sum()), correct, shared, importance, near, confidence, spread,
+        1000 * seen.forward_seconds, correct, shared, importance, near, confidence, spread,
     )  # fmt: skip
     return Measured(
         dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes),
