@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from conftest import Log, broken_inside_png, write_photos
-from topwork import data, features, plan, survey, workflow, zoo
+from topwork import data, features, plan, search, survey, workflow, zoo
 from topwork.errors import BackboneError, DataError, MissingError, UsageError
 from topwork.records import Dataset, Example, Preprocessing, Recipe, Tuning
 from topwork.survey import Survey
@@ -767,8 +767,11 @@ def test_seconds_of_a_short_pass_are_those_of_its_layers(
     assert seen.passed == 240
 
 
-def test_a_training_may_end_at_a_cut_that_only_the_sample_passed(large: Shelf, many: Path, tmp_path: Path) -> None:
+def test_a_training_may_end_at_a_cut_that_only_the_sample_passed(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last cut is always tried; its head starts from the sample's features."""
+    monkeypatch.setattr(search, "LEAST_ERRORS", 0)
     run = workflow.fit(
         many, backbone="short", budget="60s", epochs=1, out=tmp_path / "run", cache=tmp_path / "cache"
     )  # fmt: skip
