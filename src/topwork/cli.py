@@ -230,13 +230,12 @@ def plan(
     watch.show("plan", decided)
     seconds = sum(m.features.pass_seconds for m in seen.measured)
     passes, cost = ("pass", "1 FE") if len(seen.measured) == 1 else ("passes", "1 FE of each backbone")
-    whole = sum(m.features.fe_seconds for m in seen.measured)
-    if seconds < whole:  # some did not go all the way
-        cost = f"{seconds / whole:.2f} FE" + (" of each backbone, on average" if len(seen.measured) > 1 else "")
-    if seen.images > len(decided_with := seen.of(decided).rows):
+    if any(m.whole is not None for m in seen.measured):  # most images did not go all the way
+        share = seconds / sum(m.features.fe_seconds for m in seen.measured)
+        cost = f"{share:.2f} FE" + (" of each backbone, on average" if len(seen.measured) > 1 else "")
+    if seen.images > (used := len(seen.of(decided).rows)):
         console.print(
-            f"\n[bold]Images[/]  {len(decided_with):,} of {seen.images:,} were enough; --all-images measures all.",
-            highlight=False,
+            f"\n[bold]Images[/]  {used:,} of {seen.images:,} were enough; --all-images measures all.", highlight=False
         )
     console.print(
         f"\n[bold]Cost[/]  The {passes} over these images took about {seconds:.0f} s ({cost}), and what was seen is"
