@@ -15,7 +15,20 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 
-from topwork.plan import Evidence, cheapest, decide, deficits, hopeless, needed, places, scores, spared, stacked, tuned
+from topwork.plan import (
+    Evidence,
+    cheapest,
+    decide,
+    deficits,
+    hopeless,
+    needed,
+    places,
+    scores,
+    settled,
+    spared,
+    stacked,
+    tuned,
+)
 from topwork.records import CutScore, Plan, Recipe, Tuning
 from topwork.statistics import Z95, class_weights
 
@@ -838,3 +851,22 @@ def test_what_was_spared_is_told_before_the_last_sentence() -> None:
     told = spared(plan, ["This.", "That."])
     assert told.reasons == (*plan.reasons[:-1], "This.", "That.", plan.reasons[-1])
     assert replace(told, reasons=plan.reasons) == plan
+
+
+def test_a_plan_is_not_settled_where_another_place_may_be_more_than_delta_better() -> None:
+    """The best of few images is chosen for want of a better one; what lies behind it may well be that."""
+    rng = np.random.default_rng(0)
+    few, many = (evidence(drawn_with([0.5, 0.905, 0.9], n, rng, 0.2)) for n in (100, 20_000))
+    assert not settled(decide(few), [few], 10**6)
+    assert settled(decide(many), [many], 10**6)
+
+
+def test_what_is_open_settles_where_all_images_would_not_decide_it() -> None:
+    seen = evidence(answers(2000, 1800, (18, 0)))  # 0.9 points less: at most delta, or not
+    plan = decide(seen)
+    assert not plan.decided
+    assert plan.more_images is not None
+    enough = 2000 + plan.more_images
+    assert [settled(plan, [seen], n) for n in (enough - 1, enough)] == [True, False]
+    assert settled(replace(plan, more_images=None), [seen], enough)
+    assert settled(replace(plan, decided=True), [seen], enough)

@@ -697,7 +697,7 @@ def test_a_plan_goes_on_where_the_images_at_hand_would_decide(
     monkeypatch.setattr(
         plan, "decide", lambda *e, **options: replace(real(*e, **options), decided=decided, more_images=more)
     )
-    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache", enough=True)
+    seen = survey.measure(many, backbone="short", delta=0.9, cache=tmp_path / "cache", enough=True)
     assert len(seen.measured[0].rows) == (FIRST if stops else 120)
 
 

@@ -216,6 +216,21 @@ def needed(evidences: Sequence[Evidence], delta: float) -> tuple[int, ...]:
     return tuple(found)
 
 
+def settled(plan: Plan, evidences: Sequence[Evidence], images: int) -> bool:
+    """Whether all `images` would, as far as these tell, lead to the same place as the part that was measured.
+
+    No other place may be more than delta better than the planned one (95%), and each cheaper one must be decided, or
+    stay undecided on all of them too.
+    """
+    field = _field(evidences)
+    names = [(evidences[e].backbone, evidences[e].size_px, evidences[e].cuts[k]) for e, k in field.places]
+    chosen = names.index((plan.backbone, plan.size_px, plan.cut))
+    value, error = _against(field.correct, chosen, evidences[0].groups, evidences[0].importance)
+    if (Z95 * error - value > plan.delta).any():
+        return False
+    return plan.decided or plan.more_images is None or len(field.correct) + plan.more_images > images
+
+
 def _against(
     correct: NDArray[np.bool_], p: int, groups: NDArray[np.int64] | None, importance: Floats | None
 ) -> tuple[Floats, Floats]:

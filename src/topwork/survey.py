@@ -266,7 +266,8 @@ class _Race:
                 if self.auto:
                     tried = self._stop(tried)
                 found = self._survey(tried)
-                if self.large and self.enough and self._settled(found):
+                decided = found.plan(delta=self.delta, cut=self.cut)
+                if self.large and self.enough and plan.settled(decided, found.evidences, self.images):
                     return found
                 spares = self.large and self._shorten(found)
             if not (spares or self.enough or (self.auto and len(self.contenders) > 1)):
@@ -350,12 +351,6 @@ class _Race:
             after.append(c)
         self.contenders = after
         return more
-
-    def _settled(self, found: Survey) -> bool:
-        """Whether all images would, as far as can be told, lead to the same choice as this sample."""
-        decided = found.plan(delta=self.delta, cut=self.cut)
-        more = decided.more_images
-        return decided.decided or more is None or len(found.measured[0].rows) + more > self.images
 
     def _survey(self, measured: Sequence[Measured]) -> Survey:
         """What was measured of each contender, and what samples told of the cuts that not all images passed up to."""
