@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "memo", "probe", "head", "stack", "plan"},
-    "survey": {"budget", "data", "features", "measurement", "plan", "zoo"},
+    "survey": {"budget", "data", "features", "measurement", "plan", "statistics", "zoo"},
     "runs": {"files", "model", "pictures"},
     "workflow": {
         "budget",

@@ -27,7 +27,7 @@ from sklearn import datasets
 
 import topwork
 from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
-from topwork import cli, features, zoo
+from topwork import cli, features, survey, zoo
 from topwork.engine import Engine
 
 COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "backbones", "demo")
@@ -302,6 +302,33 @@ def test_auto_is_what_is_at_hand(call: Call, finished: Finished, monkeypatch: py
     assert [(s.size_px, s.fate) for s in record.backbones] == [(SIZE_PX, "chosen"), (128, "left out")]
     assert not Path("mine/depth.svg").exists()  # a picture of one curve would add nothing to the table
     assert one_object(said.out)["size_px"] == SIZE_PX
+
+
+@pytest.mark.slow
+def test_a_plan_of_many_images_stops_where_it_is_decided_and_all_images_goes_on(
+    call: Call, make_photos: WritePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty count as many here; with so wide a delta, twenty decide."""
+    folder = make_photos(tmp_path / "photos", per_class=20)
+    monkeypatch.setattr(survey, "LARGE", 60)
+    monkeypatch.setattr(survey, "FIRST", 20)
+    monkeypatch.setattr(survey, "PER_CLASS", 1)
+    options = ["--size", SIZE_PX, "--cache", tmp_path / "cache", "--delta", 0.9]
+    said = call("plan", folder, *options)
+    assert said.code == 0
+    assert "Planned on 20 of 60 images, which are enough to decide" in said.words
+    assert "Images 20 of 60 were enough; --all-images measures all." in said.words
+    everything = call("plan", folder, *options, "--all-images", "--json")
+    facts = json.loads(everything.out)
+    assert facts["backbones"][0]["n"] == 60
+    assert not any(reason.startswith("Planned on") for reason in facts["plan"]["reasons"])
+    shorter = [s["images"] for s in facts["backbones"][0]["scores"]]
+    assert set(shorter) <= {20, 60}
+    assert shorter == sorted(shorter, reverse=True)
+    again = call("plan", folder, *options, "--all-images")
+    if 20 in shorter:
+        assert "The last 40 images passed only up to" in again.words
+        assert re.search(r"about \d+ s \(0\.\d\d FE\)", again.words)
 
 
 @pytest.mark.slow

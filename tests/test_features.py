@@ -368,6 +368,109 @@ def test_another_network_or_preprocessing_passes_again(photos: Path, tmp_path: P
     identical(again, first)
 
 
+# What is not needed
+
+
+def test_a_pass_that_stops_at_a_cut_gives_the_very_same_there(photos: Path, tmp_path: Path) -> None:
+    given = examples(photos)
+    whole = measure(TINY, photos, given, cache=tmp_path / "whole")
+    for depth in (1, 2):
+        short = measure(TINY, photos, given, depths=[depth], cache=tmp_path / str(depth))
+        assert short.cuts == whole.cuts[:depth]
+        assert short.widths == whole.widths[:depth]
+        assert short.logits is None
+        assert short.passed == 24
+        for k in range(depth):
+            np.testing.assert_array_equal(short.at(k), whole.at(k))
+        (shard,) = shard_folders(tmp_path / str(depth))
+        assert len(list(shard.glob("*.f16"))) == depth
+        kept = sum(f.stat().st_size for f in shard.iterdir() if f.suffix == ".f16" or f.name == "index")
+        assert short.bytes_per_image * 24 == kept
+
+
+def test_what_lies_behind_the_cut_is_not_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(features.Engine):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            for segment in self.segments[1:]:
+                segment.forward = lambda *_: pytest.fail("run")  # type: ignore[assignment]
+
+    monkeypatch.setattr(features, "Engine", Watched)
+    assert measure(TINY, photos, examples(photos), depths=[1], cache=tmp_path).passed == 24
+
+
+def test_images_that_are_held_too_shallow_pass_again_and_only_they(photos: Path, tmp_path: Path) -> None:
+    given = examples(photos)
+    measure(TINY, photos, given[:5], cache=tmp_path)
+    measure(TINY, photos, given[5:12], depths=[1], cache=tmp_path)
+    assert [features.unseen(TINY, given, depth=d, cache=tmp_path) for d in (1, 2, None)] == [12, 19, 19]
+    short = measure(TINY, photos, given, depths=[1], cache=tmp_path)
+    assert short.passed == 12
+    deeper = measure(TINY, photos, given, depths=[2], cache=tmp_path)
+    assert deeper.passed == 19
+    whole = measure(TINY, photos, given, cache=tmp_path)
+    assert whole.passed == 19  # the old task's logits were not among the cuts
+    same(whole, by_hand(TINY, photos, given))
+    for depth, found in ((1, short), (2, deeper)):
+        again = measure(TINY, photos, given, depths=[depth], cache=tmp_path)
+        assert again.passed == 0
+        for k in range(depth):
+            np.testing.assert_allclose(again.at(k), whole.at(k), rtol=1e-3)
+            np.testing.assert_allclose(found.at(k), whole.at(k), rtol=1e-3)
+
+
+def test_a_row_that_is_held_twice_is_read_where_it_is_deep_enough(photos: Path, tmp_path: Path) -> None:
+    """Whichever shard comes first by name."""
+    given = examples(photos)
+    for turn in range(4):
+        cache = tmp_path / str(turn)
+        measure(TINY, photos, given, depths=[1], cache=cache)
+        found = measure(TINY, photos, given, cache=cache)
+        assert found.passed == 24
+        same(found, by_hand(TINY, photos, given))
+
+
+def test_several_backbones_stop_at_cuts_of_their_own(photos: Path, tmp_path: Path) -> None:
+    given = examples(photos)
+    one, other = features.measure([TINY, tiny(1)], photos, given, depths=[1, None], cache=tmp_path)
+    assert (len(one.cuts), len(other.cuts)) == (1, 2)
+    same(other, by_hand(tiny(1), photos, given))
+    np.testing.assert_array_equal(one.at(0), measure(TINY, photos, given, cache=tmp_path / "alone").at(0))
+
+
+def test_costs_are_over_the_images_that_each_segment_was_run_for(photos: Path, tmp_path: Path) -> None:
+    given = examples(photos)
+    first = measure(TINY, photos, given[:4], cache=tmp_path / "whole")
+    short = measure(TINY, photos, given[4:], depths=[1], cache=tmp_path / "short")
+    (source,), (target,) = shard_folders(tmp_path / "short"), (tmp_path / "whole" / "features").iterdir()
+    shutil.copytree(source, target / source.name)
+    both = measure(TINY, photos, given, depths=[1], cache=tmp_path / "whole")
+    assert both.passed == 0
+    np.testing.assert_allclose(both.seconds[:2], (4 * first.seconds[:2] + 20 * short.seconds[:2]) / 24)
+    np.testing.assert_array_equal(both.seconds[2:], first.seconds[2:])
+    assert both.cost_shares == first.cost_shares[:1]  # of the whole backbone, as the four ran it
+    assert both.forward_seconds == first.forward_seconds == pytest.approx(first.seconds[1:].sum())
+    assert both.fe_seconds == pytest.approx(24 * both.seconds.sum())
+    assert both.pass_seconds == pytest.approx(4 * both.seconds.sum() + 20 * both.seconds[:2].sum())
+    assert first.pass_seconds == pytest.approx(first.fe_seconds)
+
+
+def test_where_no_image_ran_all_of_it_costs_are_told_by_the_multiply_adds(photos: Path, tmp_path: Path) -> None:
+    found = measure(TINY, photos, examples(photos), depths=[1], cache=tmp_path)
+    work = np.diff([0, *(c.macs for c in TINY.cuts), TINY.chain.macs])
+    np.testing.assert_allclose(found.seconds[2:] / found.seconds[1], work[1:] / work[0])
+    assert found.cost_shares == pytest.approx((TINY.cuts[0].macs / TINY.chain.macs,))
+
+
+def test_an_interrupted_short_pass_goes_on_where_it_stopped(photos: Path, tmp_path: Path) -> None:
+    given = examples(photos)
+    with pytest.raises(Stop):
+        measure(TINY, photos, given, depths=[1], cache=tmp_path, watch=Interrupting(2, stop))
+    found = measure(TINY, photos, given, depths=[1], cache=tmp_path)
+    assert found.passed == 24 - 2 * BATCH
+    np.testing.assert_allclose(found.at(0), by_hand(TINY, photos, given)[0], rtol=1e-3, atol=1e-3)
+
+
 # What is interrupted
 
 
@@ -396,11 +499,11 @@ def test_an_error_in_the_network_keeps_what_was_seen_before(
     given, calls = examples(photos), []
 
     class Failing(features.Engine):
-        def see(self, batch: NDArray[np.uint8], *, logits: bool) -> Any:
+        def see(self, batch: NDArray[np.uint8], *args: Any, **options: Any) -> Any:
             calls.append(len(batch))
             if len(calls) == 3:
                 raise MemoryError
-            return super().see(batch, logits=logits)
+            return super().see(batch, *args, **options)
 
     monkeypatch.setattr(features, "Engine", Failing)
     with pytest.raises(MemoryError):

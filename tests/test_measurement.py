@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from topwork import measurement
+from topwork import measurement, plan
 from topwork.measurement import Frozen, Measured, fitted_head, frozen_head, probed
 from topwork.records import Dataset, Example, Preprocessing
 from topwork.statistics import paired_gain
@@ -35,6 +35,10 @@ class Written:
         return tuple((k + 1) / len(self.columns) for k in range(len(self.columns)))
 
     @property
+    def forward_seconds(self) -> float:
+        return 1e-3 * len(self.columns)
+
+    @property
     def seconds(self) -> NDArray[np.float64]:
         return np.full(1 + len(self.columns), 1e-3)
 
@@ -45,7 +49,8 @@ class Written:
 def backbone(cuts: int) -> Any:
     return SimpleNamespace(
         name="written", fingerprint="0", preprocessing=Preprocessing(32, 32, "bilinear", (0, 0, 0), (1, 1, 1)),
-        chain=SimpleNamespace(macs=10 * cuts), cuts=tuple(SimpleNamespace(macs=10 * (k + 1)) for k in range(cuts)),
+        index=lambda cut: int(cut.removeprefix("layer")) - 1, chain=SimpleNamespace(macs=10 * cuts),
+        cuts=tuple(SimpleNamespace(macs=10 * (k + 1)) for k in range(cuts)),
     )  # fmt: skip
 
 
@@ -212,3 +217,49 @@ def test_scores_out_of_fold_have_not_seen_their_fold(tmp_path: Path) -> None:
         w = np.linalg.solve(c.T @ c + penalty * np.eye(x.shape[1]), c.T @ (y[out] - my))
         expected = (x[inside] - mx) @ w + my
         np.testing.assert_allclose(m.by_fold[0][inside], expected, atol=2e-3)  # float16
+
+
+# ---- where not all images were passed up to every cut
+
+
+def shortened(columns: list[Floats], cache: Path, depth: int, sample: int) -> Measured:
+    """All cuts were scored on the first images alone, the first cuts on all."""
+    whole = measured([c[:sample] for c in columns], LABELS[:sample], cache)
+    return replace(measured(columns[:depth], LABELS, cache), whole=whole)
+
+
+def test_a_cut_is_looked_up_where_it_was_scored(tmp_path: Path) -> None:
+    m = shortened(complementary(), tmp_path, 1, 80)
+    rows = np.arange(60, 300)
+    here, found = m.scored_at(0, rows)
+    assert here is m
+    np.testing.assert_array_equal(found, rows)
+    there, found = m.scored_at(1, rows)
+    assert there is m.whole
+    np.testing.assert_array_equal(found, np.arange(60, 80))
+
+
+def test_what_a_training_depends_on_names_the_sample_and_is_empty_without_one(tmp_path: Path) -> None:
+    m = measured(complementary(), LABELS, tmp_path)
+    short, other = shortened(complementary(), tmp_path, 1, 80), shortened(complementary(), tmp_path, 1, 160)
+    assert m.shortened == ""
+    assert len({m.shortened, short.shortened, other.shortened}) == 3
+
+
+def test_the_pass_goes_as_deep_as_a_head_of_several_depths_that_may_win(tmp_path: Path) -> None:
+    both = complementary()
+    noise = np.random.default_rng(3).normal(size=both[0].shape).astype(np.float32)
+    # Together the first and the third tell all; the choice for one depth is the first of equals.
+    m = measured([both[0], noise, both[1], noise + 1], LABELS, tmp_path / "both")
+    assert plan.decide(m.evidence, delta=0.3).cut == "layer1"
+    assert measurement.reach(m, 0, delta=0.3) in {3, 4}  # noise has weight, or none
+    assert measurement.reach(m, 0, delta=0.9) == 0  # so much it cannot gain
+    alone = measured([shows(LABELS, [[0], [1], [2], [3]], 1, 0.3), noise, noise + 1], LABELS, tmp_path / "alone")
+    assert measurement.reach(alone, 0, delta=0.01) == 0
+
+
+def test_where_scores_out_of_fold_are_not_kept_no_stack_keeps_the_pass_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurement, "FOLD_SCORES", 1)
+    assert measurement.reach(measured(complementary(), LABELS, tmp_path), 0, delta=0.0) == 0

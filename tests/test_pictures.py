@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -59,6 +60,15 @@ def test_a_stopped_one_is_drawn_and_said_to_be_one() -> None:
     stopped = Standing("weak", 96, "stopped", "it was", 0.5, 200, 3.0, None, rows[1].scores)
     said = texts(pictures.depth((*rows[:2], stopped), decided))
     assert "weak, 96 px (stopped at 200 images)" in said
+
+
+def test_cuts_that_were_measured_on_a_sample_are_a_curve_of_their_own() -> None:
+    rows, decided = standings(measured())
+    table = rows[1].scores
+    short = replace(rows[1], scores=(*table[:-1], replace(table[-1], images=20)))
+    said = texts(pictures.depth((rows[0], short), decided))
+    assert f"{short.backbone}, 224 px" in said
+    assert f"{short.backbone}, 224 px, measured on 20 images" in said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,20 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score
 
-from topwork.plan import Evidence, cheapest, decide, deficits, hopeless, places, scores, stacked, tuned
+from topwork.plan import (
+    Evidence,
+    cheapest,
+    decide,
+    deficits,
+    hopeless,
+    needed,
+    places,
+    scores,
+    settled,
+    spared,
+    stacked,
+    tuned,
+)
 from topwork.records import CutScore, Plan, Recipe, Tuning
 from topwork.statistics import Z95, class_weights
 
@@ -716,3 +730,143 @@ def test_where_no_training_wins_the_plan_stays() -> None:
     after = tuned(plan, tuning("big", 224, replaced=False), seen)
     assert replace(after, reasons=()) == replace(plan, reasons=())
     assert after.reasons[-1] == "The kept layers stay as they were learnt; what was found."
+
+
+# ---- how deep more images have to pass
+
+
+def drawn_with(shares: list[float], n: int, rng: np.random.Generator, noise: float = 0.5) -> Answers:
+    """Right answers at every cut, as often as the shares say; the higher the noise the less cuts agree."""
+    ease = rng.normal(size=(n, 1)) + noise * rng.normal(size=(n, len(shares)))
+    spread = np.sqrt(1 + noise**2)
+    return ease < spread * np.array([NormalDist().inv_cdf(s) for s in shares])
+
+
+def first(seen: Evidence, k: int) -> Evidence:
+    """What was measured, had the pass stopped after k cuts."""
+    return replace(
+        seen, cuts=seen.cuts[:k], cost_shares=seen.cost_shares[:k], mac_shares=seen.mac_shares[:k],
+        correct=seen.correct[:, :k],
+    )  # fmt: skip
+
+
+def test_deep_cuts_that_are_clearly_worse_are_not_needed() -> None:
+    correct = drawn_with([0.6, 0.9, 0.8, 0.75], 1000, np.random.default_rng(0))
+    assert needed([evidence(correct)], 0.01) == (2,)
+
+
+def test_a_deep_cut_that_may_be_the_best_is_needed() -> None:
+    correct = drawn_with([0.6, 0.9, 0.8, 0.91], 1000, np.random.default_rng(0))
+    assert needed([evidence(correct)], 0.01) == (4,)
+
+
+def test_a_place_that_lies_below_a_cheaper_one_is_not_needed_though_it_is_within_delta() -> None:
+    """1.5 points behind an earlier cut, and both wrong nowhere else: with a delta of 5 it could never be taken."""
+    best = np.arange(4000) < 3600
+    worse = best & (np.arange(4000) >= 60)
+    assert needed([evidence(np.stack([best, worse], axis=1))], 0.05) == (1,)
+    assert needed([evidence(np.stack([worse, best], axis=1))], 0.05) == (2,)  # the best one is what it is held against
+
+
+def test_where_the_choice_is_made_what_is_as_good_behind_it_is_not_needed() -> None:
+    n = 4000
+    rng = np.random.default_rng(0)
+    good = np.arange(n) < 3800
+    flips = rng.permutation(n)
+    other = good.copy()
+    other[flips[:4]] = ~other[flips[:4]]
+    early = good & (np.arange(n) >= 400)
+    assert needed([evidence(np.stack([early, good, other, other], axis=1))], 0.01) == (2,)
+    nearly = good & (np.arange(n) >= 40)  # a point less: whether it will do is open, so all stay that may be the best
+    assert needed([evidence(np.stack([nearly, good, other, other], axis=1))], 0.01) == (4,)
+
+
+def test_few_images_rule_nothing_out() -> None:
+    correct = drawn_with([0.7, 0.9, 0.86, 0.85], 40, np.random.default_rng(1))
+    assert needed([evidence(correct)], 0.01) == (4,)
+
+
+@settings(max_examples=200, deadline=None)
+@given(correct=measurements(), delta=st.sampled_from([0.0, 0.01, 0.1]))
+def test_the_choice_stays_without_what_is_not_needed(correct: Answers, delta: float) -> None:
+    seen = evidence(correct)
+    (k,) = needed([seen], delta)
+    plan, shorter = decide(seen, delta=delta), decide(first(seen, k), delta=delta)
+    assert (shorter.cut, shorter.best_cut) == (plan.cut, plan.best_cut)
+
+
+@settings(max_examples=100, deadline=None)
+@given(one=measurements(), seed=st.integers(0, 1000), delta=st.sampled_from([0.0, 0.01, 0.1]))
+def test_of_several_backbones_the_choice_stays_too(one: Answers, seed: int, delta: float) -> None:
+    other = np.random.default_rng(seed).random((len(one), 3)) < (0.5, 0.8, 0.9)
+    both = [evidence(one), replace(evidence(other), backbone="other", forward_ms=7.0)]
+    cuts = needed(both, delta)
+    plan, shorter = decide(*both, delta=delta), decide(*map(first, both, cuts), delta=delta)
+    assert (shorter.backbone, shorter.cut) == (plan.backbone, plan.cut)
+    for seen, k in zip(both, cuts, strict=True):
+        assert k >= 1 + seen.correct.mean(axis=0).argmax()
+
+
+def test_a_cut_that_is_the_best_of_all_images_is_hardly_ever_given_up_on_a_sample() -> None:
+    """The last cut is better by a point and a half, more than delta; one sample in 200 may look otherwise by chance."""
+    rng = np.random.default_rng(0)
+    lost = sum(needed([evidence(drawn_with([0.5, 0.8, 0.885, 0.9], 1000, rng))], 0.01)[0] < 4 for _ in range(200))
+    assert lost <= 4  # a binomial count of 200 at 1/200 exceeds it one time in 300
+
+
+def test_classes_that_weigh_alike_and_copies_count_in_what_is_needed() -> None:
+    correct = drawn_with([0.9, 0.85], 600, np.random.default_rng(2))
+    assert needed([evidence(correct)], 0.01) == (1,)
+    one_content = np.repeat(np.arange(6), 100)  # six pictures, a hundred times each
+    assert needed([evidence(correct, groups=one_content)], 0.01) == (2,)
+    rare = np.r_[np.full(594, 6 / 594 * 0.5), np.full(6, 99.5)]
+    assert needed([evidence(correct, importance=rare / rare.mean())], 0.01) == (2,)
+
+
+def test_costs_of_a_cut_that_only_the_sample_passed_are_the_samples() -> None:
+    whole = evidence(np.ones((20, 4), dtype=bool))
+    seen = replace(first(evidence(np.ones((80, 4), dtype=bool)), 2), whole=whole)
+    assert seen.cost("layer2") == (0.5, 5.0)
+    assert seen.cost("layer4") == (1.0, 10.0)
+    plan = tuned(decide(seen), tuning_of("layer4"), [seen])
+    assert (plan.cut, plan.kept_cost, plan.cost_ms) == ("layer4", 1.0, 10.0)
+
+
+def tuning_of(cut: str) -> Tuning:
+    recipe = Recipe("full", cut, "layer1")
+    return Tuning(100.0, 50.0, (), "resnet18", 224, recipe, 0.05, 0.01, 80, replaced=True, reason="it is better.")
+
+
+def test_similarity_is_told_by_the_sample_that_passed_all_layers() -> None:
+    whole = evidence(drawn_with([0.9, 0.93, 0.6], 300, np.random.default_rng(0)), neighbour_accuracy=0.5)
+    seen = replace(first(evidence(drawn_with([0.9, 0.93, 0.6], 900, np.random.default_rng(1))), 2), whole=whole)
+    found = decide(seen)
+    assert found.similarity == decide(whole).similarity
+    assert found.similarity.verdict == "different"
+    assert found.best_cut == "layer2"
+
+
+def test_what_was_spared_is_told_before_the_last_sentence() -> None:
+    plan = decide(evidence(answers(100, 90, (5, 5))))
+    told = spared(plan, ["This.", "That."])
+    assert told.reasons == (*plan.reasons[:-1], "This.", "That.", plan.reasons[-1])
+    assert replace(told, reasons=plan.reasons) == plan
+
+
+def test_a_plan_is_not_settled_where_another_place_may_be_more_than_delta_better() -> None:
+    """The best of few images is chosen for want of a better one; what lies behind it may well be that."""
+    rng = np.random.default_rng(0)
+    few, many = (evidence(drawn_with([0.5, 0.905, 0.9], n, rng, 0.2)) for n in (100, 20_000))
+    assert not settled(decide(few), [few], 10**6)
+    assert settled(decide(many), [many], 10**6)
+
+
+def test_what_is_open_settles_where_all_images_would_not_decide_it() -> None:
+    seen = evidence(answers(2000, 1800, (18, 0)))  # 0.9 points less: at most delta, or not
+    plan = decide(seen)
+    assert not plan.decided
+    assert plan.more_images is not None
+    enough = 2000 + plan.more_images
+    assert [settled(plan, [seen], n) for n in (enough - 1, enough)] == [True, False]
+    assert settled(replace(plan, more_images=None), [seen], enough)
+    assert settled(replace(plan, decided=True), [seen], enough)

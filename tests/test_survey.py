@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from conftest import Log, broken_inside_png, write_photos
-from topwork import data, features, plan, survey, zoo
+from topwork import data, features, plan, search, survey, workflow, zoo
 from topwork.errors import BackboneError, DataError, MissingError, UsageError
-from topwork.records import Dataset, Example, Preprocessing
+from topwork.records import Dataset, Example, Preprocessing, Recipe, Tuning
 from topwork.survey import Survey
 from topwork.zoo import Backbone
 from topwork.zoo.cuts import chain
@@ -436,9 +436,9 @@ def labelled(counts: list[int], *, parts: tuple[str, ...] = ("train",)) -> Datas
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_sample_has_its_share_of_every_class(counts: list[int], seed: int) -> None:
     given = labelled(counts)
-    sample = survey._sample(given, seed)
-    assert sample is not None
     wanted = max(survey.LEAST_SAMPLE, int(survey.SAMPLE * sum(counts)))
+    assert survey._rungs(given) == [wanted]
+    sample = survey._sample(given, seed, wanted)
     assert len(sample) == wanted == len(set(sample))
     found = Counter(e.label for e in sample)
     for label, count in enumerate(counts):
@@ -449,20 +449,21 @@ def test_the_sample_has_its_share_of_every_class(counts: list[int], seed: int) -
 
 def test_the_sample_is_the_seeds_own() -> None:
     given = labelled([500, 500])
-    assert survey._sample(given, 3) == survey._sample(given, 3)
-    assert survey._sample(given, 3) != survey._sample(given, 4)
+    assert survey._sample(given, 3, 250) == survey._sample(given, 3, 250)
+    assert survey._sample(given, 3, 250) != survey._sample(given, 4, 250)
 
 
 def test_nothing_that_is_locked_is_in_the_sample() -> None:
-    sample = survey._sample(labelled([1000, 1000], parts=("train", "test")), 0)
-    assert sample is not None
+    given = labelled([1000, 1000], parts=("train", "test"))
+    (wanted,) = survey._rungs(given)
+    sample = survey._sample(given, 0, wanted)
     assert {e.part for e in sample} == {"train"}
     assert len(sample) == 250
 
 
 @pytest.mark.parametrize(("n", "taken"), [(399, False), (400, True), (1000, True)])
 def test_there_is_no_sample_where_it_would_spare_less_than_a_half(n: int, taken: bool) -> None:
-    assert (survey._sample(labelled([n // 2, n - n // 2]), 0) is not None) is taken
+    assert bool(survey._rungs(labelled([n // 2, n - n // 2]))) is taken
 
 
 def test_the_locked_part_has_no_say_in_who_is_stopped(
@@ -487,6 +488,361 @@ def test_the_locked_part_has_no_say_in_who_is_stopped(
     (stopped,) = seen.dropped
     assert stopped.n == int(survey.SAMPLE * 90)
     assert [len(m.rows) for m in seen.measured] == [90, 90]
+
+
+# ---- many images: a sample passes first, the others as deep as is needed
+
+FIRST = 40
+"""Images of the first sample in these tests; 120 count as many."""
+
+
+def half_blind(seed: int = 1) -> nn.Module:
+    """What the first block sees is good; the second one forgets it."""
+    made = network(seed, 8)
+    with torch.no_grad():
+        for parameter in made[3].parameters():
+            parameter.zero_()
+    return made
+
+
+@pytest.fixture
+def large(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """A hundred images are many; one network whose last cut is no good."""
+    monkeypatch.setattr(survey, "LARGE", 100)
+    monkeypatch.setattr(survey, "FIRST", FIRST)
+    monkeypatch.setattr(survey, "PER_CLASS", 1)
+    shelf.networks["short"] = half_blind
+    return shelf
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int | None]]]:
+    """Images and depths of every pass to come."""
+    seen, real = [], features.measure
+
+    def noted(backbones: Any, root: Path, examples: Any, **options: Any) -> Any:
+        seen.append((len(examples), list(options["depths"])))
+        return real(backbones, root, examples, **options)
+
+    monkeypatch.setattr(features, "measure", noted)
+    return seen
+
+
+def unlimited(folder: Path, cache: Path, **options: Any) -> Survey:
+    """As if no number of images were many: all of them pass all cuts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "LARGE", 10**9)
+        return survey.measure(folder, cache=cache, **options)
+
+
+def test_the_others_pass_up_to_the_deepest_cut_that_can_win(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = passes(monkeypatch)
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    assert noted == [(FIRST, [None]), (120, [1])]
+    assert seen.passed == 120
+    (m,) = seen.measured
+    assert (len(m.features.cuts), len(m.rows)) == (1, 120)
+    assert m.whole is not None
+    assert len(m.whole.features.cuts) == 2
+    (table,) = seen.scores
+    assert [s.images for s in table] == [120, FIRST]
+    assert [s.cut for s in table] == [c.name for c in m.backbone.cuts]
+
+
+def test_what_was_decided_is_what_all_images_decide(large: Shelf, many: Path, tmp_path: Path) -> None:
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    plain = unlimited(many, tmp_path / "plain", backbone="short")
+    (spared,), (full,) = seen.scores, plain.scores
+    for ours, theirs in zip(spared[:1], full[:1], strict=True):
+        assert replace(ours, cost_share=0, cost_ms=0) == replace(theirs, cost_share=0, cost_ms=0)
+    assert seen.plan().cut == plain.plan().cut
+    np.testing.assert_array_equal(seen.measured[0].features.at(0), plain.measured[0].features.at(0))
+
+
+def test_early_rows_are_those_of_the_sample(large: Shelf, many: Path, tmp_path: Path) -> None:
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    (m,) = seen.measured
+    assert m.whole is not None
+    (sampled,) = plan.scores([m.whole.evidence], [m.whole.features.widths], [m.whole.ridges])
+    row = seen.scores[0][1]
+    assert row == sampled[1]
+    assert row.high - row.low > seen.scores[0][0].high - seen.scores[0][0].low
+    assert seen.plan().similarity == plan.decide(m.whole.evidence).similarity
+
+
+def test_the_plan_says_what_was_not_passed(large: Shelf, many: Path, tmp_path: Path) -> None:
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    *_, told, last = seen.plan().reasons
+    share = f"{seen.measured[0].features.cost_shares[0]:.0%}"
+    assert told == (
+        f"The last 80 images passed only up to {seen.measured[0].features.cuts[0]} ({share} of the cost): after 40"
+        " images no deeper cut could win (99%)."
+    )
+    assert last.startswith("Head only")
+
+
+def test_where_every_cut_may_win_all_images_pass_all_of_it(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "needed", lambda evidences, _: [len(e.cuts) for e in evidences])
+    noted = passes(monkeypatch)
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    assert noted == [(FIRST, [None]), (120, [None])]
+    plain = unlimited(many, tmp_path / "plain", backbone="short")
+    same = [replace(s, cost_share=0, cost_ms=0) for s in seen.scores[0]]
+    assert same == [replace(s, cost_share=0, cost_ms=0) for s in plain.scores[0]]
+    assert seen.notes == ()
+
+
+def test_few_images_pass_once_and_all_the_way(
+    large: Shelf, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = passes(monkeypatch)
+    seen = survey.measure(photos, backbone="short", cache=tmp_path / "cache", enough=True)
+    assert noted == [(24, [None])]
+    assert (seen.notes, seen.early, seen.measured[0].whole) == ((), ((),), None)
+
+
+def test_a_cut_that_was_asked_for_is_how_far_the_others_pass(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sample says: here the first cut is no good, and it is the last that is blind."""
+    noted = passes(monkeypatch)
+    first, last = (c.name for c in large.load("small").cuts)
+    seen = survey.measure(many, backbone="small", cut=first, cache=tmp_path / "cache")
+    assert noted == [(FIRST, [None]), (120, [1])]
+    decided = seen.plan(cut=first)
+    assert decided.cut == first
+    assert "as asked; deeper cuts were scored on 40 images." in decided.reasons[-2]
+    assert [s.images for s in seen.scores[0]] == [120, FIRST]
+    noted.clear()
+    survey.measure(many, backbone="small", cut=last, cache=tmp_path / "other")
+    assert noted == [(FIRST, [None]), (120, [None])]
+
+
+def test_named_ones_are_never_dropped_but_pass_no_further_than_they_can_win(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large.add("blind", 6, blind=True)
+    noted = passes(monkeypatch)
+    seen = survey.measure(many, backbone=["short", "blind"], cache=tmp_path / "cache", several_depths=False)
+    assert set(names(seen)) == {"short", "blind"}
+    assert noted[-1] == (120, [1, 1])
+    assert {len(m.rows) for m in seen.measured} == {120}
+    blind = next(s for s in seen.standings(seen.plan()) if s.backbone == "blind")
+    assert (blind.fate, blind.n, [s.images for s in blind.scores]) == ("measured", 120, [120, FIRST])
+    assert "Through blind at 32 px the last 80 images passed only up to" in " ".join(seen.plan().reasons)
+
+
+def test_a_larger_sample_may_spare_what_the_first_one_could_not(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "FIRST", 15)
+    noted, real = passes(monkeypatch), plan.needed
+    monkeypatch.setattr(
+        plan, "needed", lambda es, delta: real(es, delta) if len(es[0].correct) > 15 else (len(es[0].cuts),)
+    )
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache", several_depths=False)
+    assert noted == [(15, [None]), (60, [None]), (120, [1])]
+    assert [s.images for s in seen.scores[0]] == [120, 60]
+
+
+def test_there_is_no_larger_sample_where_it_could_spare_nothing(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass ends at the best cut already."""
+    monkeypatch.setattr(survey, "FIRST", 15)
+    monkeypatch.setattr(plan, "needed", lambda es, _: (1,) * len(es))
+    noted = passes(monkeypatch)
+    survey.measure(many, backbone="short", cache=tmp_path / "cache", several_depths=False)
+    assert noted == [(15, [None]), (120, [1])]
+
+
+def test_a_head_of_several_depths_that_may_win_keeps_the_pass_deep(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "reach", lambda *_, **__: 2)
+    noted = passes(monkeypatch)
+    survey.measure(many, backbone="short", cache=tmp_path / "deep")
+    survey.measure(many, backbone="short", cache=tmp_path / "shallow", several_depths=False)
+    assert [depths for _, depths in noted] == [[None], [None], [None], [1]]
+
+
+def test_a_plan_stops_at_the_sample_that_decides_and_a_fit_finds_all_of_it(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = passes(monkeypatch)
+    planned = survey.measure(many, backbone="short", delta=0.3, cache=tmp_path / "cache", enough=True)
+    assert noted == [(FIRST, [None])]
+    assert (planned.passed, planned.images) == (FIRST, 120)
+    assert len(planned.measured[0].rows) == FIRST
+    decided = planned.plan(delta=0.3)
+    (told,) = [r for r in decided.reasons if r.startswith("Planned on 40 of 120 images, which are enough to decide")]
+    score = planned.scores[0][[s.cut for s in planned.scores[0]].index(decided.cut)]
+    assert f"is known to {50 * (score.high - score.low):.1f} points either way (95%)" in told
+    full = survey.measure(many, backbone="short", delta=0.3, cache=tmp_path / "cache")
+    assert full.passed == 80
+    assert full.plan(delta=0.3).cut == decided.cut
+    assert not any(r.startswith("Planned on") for r in full.plan(delta=0.3).reasons)
+
+
+@pytest.mark.parametrize(
+    ("decided", "more", "stops"), [(True, None, True), (False, None, True), (False, 81, True), (False, 80, False)]
+)
+def test_a_plan_goes_on_where_the_images_at_hand_would_decide(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decided: bool, more: int, stops: bool
+) -> None:
+    real = plan.decide
+    monkeypatch.setattr(
+        plan, "decide", lambda *e, **options: replace(real(*e, **options), decided=decided, more_images=more)
+    )
+    seen = survey.measure(many, backbone="short", delta=0.9, cache=tmp_path / "cache", enough=True)
+    assert len(seen.measured[0].rows) == (FIRST if stops else 120)
+
+
+def test_a_second_survey_of_many_images_decides_alike_and_passes_nothing(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    monkeypatch.setattr(features, "Engine", lambda *_: pytest.fail("passed"))
+    second = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    assert (second.passed, second.scores, second.notes) == (0, first.scores, first.notes)
+
+
+def test_what_is_in_the_cache_has_no_say_in_how_deep_images_pass(large: Shelf, many: Path, tmp_path: Path) -> None:
+    """A cache with all images at all cuts: the same is decided, read from there."""
+    full = unlimited(many, tmp_path / "cache", backbone="short")
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    fresh = survey.measure(many, backbone="short", cache=tmp_path / "fresh")
+    assert full.passed == 120
+    assert seen.passed == 0
+    assert len(seen.measured[0].features.cuts) == len(fresh.measured[0].features.cuts) == 1
+    assert seen.plan().cut == fresh.plan().cut
+
+
+def test_an_interrupted_survey_of_many_images_goes_on_to_the_same(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(Log):
+        def advance(self, steps: int = 1) -> None:
+            super().advance(steps)
+            if self.stages[-1] == ("pass", 80) and self.steps > FIRST + 120 + 20:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "BATCH", 8)
+    with pytest.raises(KeyboardInterrupt):
+        survey.measure(many, backbone="short", cache=tmp_path / "cache", watch=Stopping())
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    assert 0 < seen.passed < 80
+    fresh = survey.measure(many, backbone="short", cache=tmp_path / "fresh")
+    np.testing.assert_array_equal(seen.measured[0].evidence.correct, fresh.measured[0].evidence.correct)
+    assert seen.plan().cut == fresh.plan().cut
+
+
+def test_seconds_of_a_short_pass_are_those_of_its_layers(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What auto chose is of the budget: forty images all the way, eighty up to the first cut."""
+    monkeypatch.setattr(plan, "needed", lambda es, _: (1,) * len(es))
+    monkeypatch.setattr(plan, "hopeless", lambda es, _: (None,) * len(es))
+    for name in ("large", "short"):
+        del large.networks[name]
+    large.add("other", 6, seed=4)
+    large.hidden = {"other"}
+    expected, real = 0.0, features.measure
+
+    def noted(backbones: Any, root: Path, examples: Any, **options: Any) -> Any:
+        nonlocal expected
+        found = real(backbones, root, examples, **options)
+        ours = next(i for i, b in enumerate(backbones) if b.name == "small")
+        expected += found[ours].passed * found[ours].seconds[1:][: options["depths"][ours]].sum()
+        return found
+
+    monkeypatch.setattr(features, "measure", noted)
+    seen = survey.measure(
+        many, backbone=["auto", "other"], budget="1000s", cache=tmp_path / "cache", several_depths=False
+    )
+    assert seen.spent_seconds == pytest.approx(expected)
+    assert seen.passed == 240
+
+
+def test_a_training_may_end_at_a_cut_that_only_the_sample_passed(
+    large: Shelf, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last cut is always tried; its head starts from the sample's features."""
+    monkeypatch.setattr(search, "LEAST_ERRORS", 0)
+    run = workflow.fit(
+        many, backbone="short", budget="60s", epochs=1, out=tmp_path / "run", cache=tmp_path / "cache"
+    )  # fmt: skip
+    assert run.record.tuning is not None
+    last = run.record.backbone.cuts[-1].name
+    assert last in {t.recipe.cut for t in run.record.tuning.trials}
+    assert [s.images for s in run.scores] == [120, FIRST]
+    assert any(r.startswith("The last 80 images passed only up to") for r in run.plan.reasons)
+    assert run.record.spending.images_passed == 120
+
+
+def test_of_a_training_that_ends_behind_the_pass_cost_and_likeness_are_the_samples(
+    large: Shelf, many: Path, tmp_path: Path
+) -> None:
+    seen = survey.measure(many, backbone="short", cache=tmp_path / "cache")
+    m = seen.measured[0]
+    last = m.backbone.cuts[-1].name
+    tuning = Tuning(
+        1.0, 1.0, (), "short", SIZE_PX, Recipe("full", last, m.backbone.cuts[0].name), 0.1, 0.05, 120, replaced=True,
+        reason="it is better.",
+    )  # fmt: skip
+    decided = plan.tuned(seen.plan(), tuning, seen.evidences)
+    assert (decided.cut, decided.kept_cost) == (last, seen.scores[0][1].cost_share)
+    assert decided.similarity == seen.plan().similarity
+
+
+def test_samples_lie_inside_each_other() -> None:
+    given = labelled([3000, 900, 100])
+    samples = [set(survey._sample(given, 0, wanted)) for wanted in (1000, 2000, 4000)]
+    assert samples[0] < samples[1] < samples[2]
+    assert samples[0] == set(survey._sample(given, 0, 1000))
+
+
+def test_a_sample_of_many_images_has_some_of_every_class() -> None:
+    given = labelled([4000, 2000, 40, 3, 1])
+    sample = survey._sample(given, 0, 500)
+    found = Counter(e.label for e in sample)
+    assert len(sample) == 500
+    assert (found[2], found[3], found[4]) == (survey.LEAST_PER_CLASS, 3, 1)
+    assert found[0] == pytest.approx(2 * found[1], abs=2)
+
+
+def test_where_some_of_every_class_are_more_than_the_sample_it_has_them_all() -> None:
+    given = labelled([20] * 200)
+    sample = survey._sample(given, 0, 100)
+    assert Counter(e.label for e in sample) == dict.fromkeys(range(200), survey.LEAST_PER_CLASS)
+
+
+def test_copies_are_in_the_sample_together_or_not_at_all() -> None:
+    given = labelled([3000, 3000])
+    copies = tuple(replace(e, digest=f"{i // 3:032x}") for i, e in enumerate(given.examples))
+    sample = survey._sample(replace(given, examples=copies), 0, 1000)
+    assert set(Counter(e.digest for e in sample).values()) == {3}
+    assert 1000 <= len(sample) <= 1002
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "sizes"),
+    [
+        (1999, 2, [499]),
+        (2000, 2, [1000]),
+        (7999, 2, [1000]),
+        (8000, 2, [1000, 4000]),
+        (50000, 10, [1000, 4000, 16000]),
+        (8000, 200, [4000]),
+        (7999, 200, []),
+    ],
+)
+def test_samples_grow_fourfold_up_to_half_of_the_images(n: int, classes: int, sizes: list[int]) -> None:
+    counts = [n // classes] * (classes - 1)
+    assert survey._rungs(labelled([*counts, n - sum(counts)])) == sizes
 
 
 # ---- sizes
@@ -554,8 +910,8 @@ def test_broken_files_in_the_sample_are_left_out_of_it_and_told_once(
     paths = broken(folder, 24)
     seen = survey.measure(folder, backbone="auto", cache=tmp_path / "cache")
     (stopped,) = seen.dropped
-    sampled = survey._sample(data.read_folder(folder), 0)
-    assert sampled is not None
+    given = data.read_folder(folder)
+    sampled = survey._sample(given, 0, *survey._rungs(given))
     good = [e for e in sampled if e.path not in paths]
     assert len(good) < len(sampled)
     assert stopped.n == len(good)
@@ -569,13 +925,13 @@ def test_where_most_of_the_sample_is_broken_nobody_is_stopped_by_the_rest(
     """All of the sample but two."""
     shelf.add("blind", 6, blind=True)
     folder = write_photos(tmp_path / "photos", per_class=40)
-    sample = survey._sample(data.read_folder(folder), 0)
-    assert sample is not None
+    given = data.read_folder(folder)
+    sample = survey._sample(given, 0, *survey._rungs(given))
     for i, e in enumerate(sample[2:]):
         (folder / e.path).write_bytes(broken_inside_png(20 + i))
     broken_sample = {e.path for e in sample}
     monkeypatch.setattr(
-        survey, "_sample", lambda d, _: tuple(e for e in d.examples if e.path in broken_sample)
+        survey, "_sample", lambda d, *_: tuple(e for e in d.examples if e.path in broken_sample)
     )  # fmt: skip
     seen = survey.measure(folder, backbone="auto", cache=tmp_path / "cache")
     assert set(names(seen)) == {"small", "large", "blind"}

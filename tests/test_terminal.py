@@ -58,7 +58,7 @@ def scores_of(accuracies: list[float]) -> tuple[CutScore, ...]:
         CutScore(
             f"layer{k}", (k + 1) / count, 10 * (k + 1) / count, a, max(0.0, a - 0.02), min(1.0, a + 0.02),
             max(accuracies) - a, 0.0, 0.1,
-            64, 1e-2,
+            64, 1e-2, 300,
         )
         for k, a in enumerate(accuracies)
     )  # fmt: skip
@@ -159,6 +159,15 @@ def test_the_chosen_and_the_best_cut_are_marked(plan: Plan) -> None:
     assert [row.partition("<- ")[2].strip() for row in rows] == ["", "chosen", "best"]
     rows = depth_rows(drawn("depth", scores_of([0.5, 0.895, 0.9]), replace(decided, cut="layer2")))
     assert [row.partition("<- ")[2].strip() for row in rows] == ["", "", "chosen"]
+
+
+def test_cuts_that_were_measured_on_a_sample_are_marked(plan: Plan) -> None:
+    decided = replace(plan, cut="layer0", best_cut="layer0")
+    *most, last = scores_of([0.9, 0.8, 0.7])
+    text = drawn("depth", (*most, replace(last, images=100)), decided)
+    assert [row.rpartition("%")[2].strip() for row in depth_rows(text)] == ["<- chosen", "", "of 100"]
+    assert "of N: measured on N of 300 images; the others did not pass up to there" in unwrapped(text)
+    assert "of N" not in drawn("depth", scores_of([0.9, 0.8, 0.7]), decided)
 
 
 def test_no_accuracy_at_all_is_no_crash(plan: Plan) -> None:

@@ -33,7 +33,7 @@ def found(
 def arm(name: str, cost_ms: float = 1.0, **given: Any) -> Arm:
     m = SimpleNamespace(
         groups=given.get("groups"), importance=given.get("importance"),
-        evidence=SimpleNamespace(cost_ms=lambda k: cost_ms * (k + 1)),
+        evidence=SimpleNamespace(cost=lambda cut: (0.5, cost_ms * (1 + ["a", "b"].index(cut)))),
         backbone=SimpleNamespace(index=["a", "b"].index),
         features=SimpleNamespace(fe_seconds=2.0),
     )  # fmt: skip

@@ -197,6 +197,9 @@ def plan(
     delta: Delta = 0.01,
     seed: Seed = 0,
     cache: Cache = None,
+    all_images: Annotated[
+        bool, typer.Option("--all-images", help="Measure all of many images, even where a sample decides.")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Draw the depth curves into this new file (SVG).")
     ] = None,
@@ -212,7 +215,7 @@ def plan(
         raise UsageError(f"--picture {picture}: exists already and is not overwritten; name another file")
     seen = survey.measure(
         folder, backbone=backbone, weights=weights, size=_sizes(size), seed=seed, delta=delta, balance=balance,
-        budget=budget, cache=cache, watch=watch,
+        budget=budget, cache=cache, enough=not all_images, watch=watch,
     )  # fmt: skip
     decided = seen.plan(delta=delta)
     standings = seen.standings(decided)
@@ -225,8 +228,15 @@ def plan(
         return
     watch.show("standings", standings)
     watch.show("plan", decided)
-    seconds = sum(m.features.fe_seconds for m in seen.measured)
+    seconds = sum(m.features.pass_seconds for m in seen.measured)
     passes, cost = ("pass", "1 FE") if len(seen.measured) == 1 else ("passes", "1 FE of each backbone")
+    if any(m.whole is not None for m in seen.measured):  # most images did not go all the way
+        share = seconds / sum(m.features.fe_seconds for m in seen.measured)
+        cost = f"{share:.2f} FE" + (" of each backbone, on average" if len(seen.measured) > 1 else "")
+    if seen.images > (used := len(seen.of(decided).rows)):
+        console.print(
+            f"\n[bold]Images[/]  {used:,} of {seen.images:,} were enough; --all-images measures all.", highlight=False
+        )
     console.print(
         f"\n[bold]Cost[/]  The {passes} over these images took about {seconds:.0f} s ({cost}), and what was seen is"
         " kept: `topwork fit` with the same options will not repeat it.",

@@ -30,7 +30,7 @@ class Seen:
 
     pooled: list[NDArray[np.float16]]
     logits: NDArray[np.float16] | None  # (b, source_classes) of the whole network
-    seconds: NDArray[np.float64]  # (segments,) spent in each, pooling not counted
+    seconds: NDArray[np.float64]  # (segments that were asked for,) spent in each, pooling not counted
 
 
 class Engine:
@@ -46,14 +46,25 @@ class Engine:
         x = torch.from_numpy(batch).to(self.device).float()
         return (x * self._scale + self._shift).permute(0, 3, 1, 2)
 
-    def see(self, batch: NDArray[np.uint8], *, logits: bool) -> Seen:  # batch: (b, h, w, 3)
-        """Pooled features at every cut, and the old task's logits where the last segment is its classifier."""
+    def see(
+        self,
+        batch: NDArray[np.uint8],  # (b, h, w, 3)
+        depth: int | None = None,
+        *,
+        logits: bool = False,
+    ) -> Seen:
+        """Pooled features at the first `depth` cuts, and nothing runs after them; None: at every cut.
+
+        `logits`: also the old task's, where every cut is asked for and the last segment is its classifier.
+        """
         pooled: list[NDArray[np.float16]] = []
-        seconds = np.zeros(len(self.segments))
+        run = self.segments if depth is None else self.segments[:depth]
+        logits = logits and depth is None
+        seconds = np.zeros(len(run))
         with torch.inference_mode():
             start = time.perf_counter()
             x = self.pixels(batch)
-            for k, segment in enumerate(self.segments):
+            for k, segment in enumerate(run):
                 if k + 1 == len(self.segments) and not logits:
                     break
                 x = segment(x)

@@ -1,7 +1,8 @@
 """What does the backbone see in the images, at every cut?
 
-One forward pass per image, ever. Pooled features of all cuts are appended as float16 to shards on
-disk (shards.py), under a key of backbone, weights and preprocessing, and found again by the content of a file.
+One forward pass per image, ever, as deep as it is needed. Pooled features of the cuts are appended as float16 to
+shards on disk (shards.py), under a key of backbone, weights and preprocessing, and found again by the content of a
+file.
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ _FORMAT = "1"  # of the shards; part of the key
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of n images at every cut, read from the shards on demand."""
+    """Pooled features of n images at the backbone's cuts, read from the shards on demand."""
 
-    cuts: tuple[str, ...]
+    cuts: tuple[str, ...]  # those that were asked for, from the input on
     widths: tuple[int, ...]  # values per image at each cut
-    logits: NDArray[np.float32] | None  # (n, source_classes)
+    logits: NDArray[np.float32] | None  # (n, source_classes); None where the pass stops at a cut
     cost_shares: tuple[float, ...]  # measured seconds up to each cut over those of the whole backbone
-    seconds: NDArray[np.float64]  # (1 + segments,) per image, as measured in the pass: decoding, then each segment
-    fe_seconds: float  # decoding plus one forward pass over the n images, as measured in the pass
+    forward_seconds: float  # those of the whole backbone for one image; both over the images that ran all of it
+    seconds: NDArray[np.float64]  # (1 + segments,) per image, as measured in the pass: decoding, then each segment,
+    # over the images that it was run for; where it never was, from its multiply-adds
+    fe_seconds: float  # decoding plus one forward pass of the whole backbone over the n images
+    pass_seconds: float  # the same as far as each of the n images went; the same number where none was stopped early
     passed: int  # images that went through the backbone now; the others were found
-    bytes_per_image: int
+    bytes_per_image: int  # on disk, on average
     faults: tuple[Fault, ...]
     _shards: tuple[shards.Shard, ...]
     _places: NDArray[np.int64]  # (n, 2) shard and row
@@ -60,6 +64,7 @@ def measure(
     root: Path,
     examples: Sequence[Example],
     *,
+    depths: Sequence[int | None] | None = None,
     cache: Path,
     watch: Watch = SILENT,
 ) -> tuple[Features, ...]:
@@ -68,19 +73,22 @@ def measure(
     The passes of several backbones are made together: a file is read once, and decoded once for all that need it
     at one scale. Files that any of them cannot use come back as faults of all; their examples have no row, and
     the caller drops them (data.without) in the same order. Memory does not grow with the number of images.
+    `depths`: how many cuts of each backbone are wanted, from the input on, 1..K; nothing after them is run.
+    None (default): all, and the old task's logits.
     """
+    deep = [None] * len(backbones) if depths is None else list(depths)
     folders = [cache / "features" / key(b) for b in backbones]
-    missing = [_missing(b, examples, f) for b, f in zip(backbones, folders, strict=True)]
-    faults = _pass(backbones, root, examples, missing, folders, watch) if any(missing) else {}
+    missing = [_missing(b, examples, f, d) for b, f, d in zip(backbones, folders, deep, strict=True)]
+    faults = _pass(backbones, root, examples, missing, folders, deep, watch) if any(missing) else {}
     return tuple(
-        _found(b, examples, f, len(m - faults.keys()), faults)
-        for b, f, m in zip(backbones, folders, missing, strict=True)
+        _found(b, examples, f, len(m - faults.keys()), faults, d)
+        for b, f, m, d in zip(backbones, folders, missing, deep, strict=True)
     )
 
 
-def unseen(backbone: Backbone, examples: Sequence[Example], *, cache: Path) -> int:
-    """How many different images of these a pass would still have to send through the backbone."""
-    return len(_missing(backbone, examples, cache / "features" / key(backbone)))
+def unseen(backbone: Backbone, examples: Sequence[Example], *, depth: int | None = None, cache: Path) -> int:
+    """How many different images of these a pass up to cut `depth` would still have to send through the backbone."""
+    return len(_missing(backbone, examples, cache / "features" / key(backbone), depth))
 
 
 def price(backbone: Backbone, *, batch: int = 4) -> float:
@@ -92,40 +100,71 @@ def price(backbone: Backbone, *, batch: int = 4) -> float:
     return float(engine.see(grey, logits=backbone.source_classes > 0).seconds.sum()) / batch
 
 
-def _widths(backbone: Backbone) -> list[int]:
-    """Values per image at each cut, and last of the old task's logits where there are any."""
+def _widths(backbone: Backbone, depth: int | None = None) -> list[int]:
+    """Values per image at the first `depth` cuts; None: at each cut, and last of the old task's logits if any."""
+    if depth is not None:
+        return [2 * c.channels for c in backbone.cuts[:depth]]
     return [2 * c.channels for c in backbone.cuts] + ([backbone.source_classes] if backbone.source_classes else [])
 
 
-def _missing(backbone: Backbone, examples: Sequence[Example], folder: Path) -> set[str]:
-    """Digests of the images that no shard holds."""
-    known = {digest for shard in shards.opened(folder, _widths(backbone)) for digest in shard.digests}
+def _missing(backbone: Backbone, examples: Sequence[Example], folder: Path, depth: int | None) -> set[str]:
+    """Digests of the images that no shard holds as deep as they are wanted."""
+    columns = len(_widths(backbone, depth))
+    held = (shard for shard in shards.opened(folder, _widths(backbone)) if len(shard.widths) >= columns)
+    known = {digest for shard in held for digest in shard.digests}
     return {e.digest for e in examples if bytes.fromhex(e.digest) not in known}
 
 
 def _found(
-    backbone: Backbone, examples: Sequence[Example], folder: Path, passed: int, faults: dict[str, Fault]
-) -> Features:
-    widths, n_cuts = _widths(backbone), len(backbone.cuts)
-    held = shards.opened(folder, widths)
+    backbone: Backbone, examples: Sequence[Example], folder: Path, passed: int, faults: dict[str, Fault],
+    depth: int | None,
+) -> Features:  # fmt: skip
+    widths, n_cuts = _widths(backbone, depth), len(backbone.cuts) if depth is None else depth
+    every = shards.opened(folder, _widths(backbone))
+    held = tuple(shard for shard in every if len(shard.widths) >= len(widths))
     where = {d: (i, row) for i, shard in enumerate(held) for row, d in enumerate(shard.digests)}
     kept = [e for e in examples if e.digest not in faults]
     places = np.array([where[bytes.fromhex(e.digest)] for e in kept], dtype=np.int64).reshape(-1, 2)
-    timing = shards.timing(held, len(backbone.chain.segments))
-    forward = timing[1:]
+    timing, whole = _per_segment(backbone, every)
+    run = np.array([timing[: len(shard.timing)].sum() for shard in held])  # seconds of one image in each shard
+    columns = np.array([sum(shard.widths) for shard in held])
     return Features(
-        tuple(c.name for c in backbone.cuts),
+        tuple(c.name for c in backbone.cuts[:n_cuts]),
         tuple(widths[:n_cuts]),
-        shards.gather(held, places, n_cuts, widths[n_cuts]) if backbone.source_classes else None,
-        tuple(float(s) for s in np.cumsum(forward)[:n_cuts] / forward.sum()),
+        shards.gather(held, places, n_cuts, widths[n_cuts]) if len(widths) > n_cuts else None,
+        tuple(float(s) for s in np.cumsum(whole)[:n_cuts] / whole.sum()),
+        float(whole.sum()),
         timing,
         float(timing.sum() * len(kept)),
+        float(run[places[:, 0]].sum()) if kept else 0.0,
         passed,
-        2 * sum(widths) + shards.RECORD,
+        (round(2 * columns[places[:, 0]].mean()) if kept else 2 * sum(widths)) + shards.RECORD,
         tuple(Fault(e.path, faults[e.digest].kind, faults[e.digest].detail) for e in examples if e.digest in faults),
         held,
         places,
     )
+
+
+def _per_segment(
+    backbone: Backbone, held: Sequence[shards.Shard]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # (1 + segments,), (segments,)
+    """Seconds per image of decoding and each segment, and of each segment over the images that ran all of them.
+
+    The latter are of one and the same images, so that their shares are no mixture of busy and of quiet times, and stay
+    as they are when other images pass less far. Where no image ran all, they are those of all images, and what was
+    never run is taken from the multiply-adds.
+    """
+    segments = len(backbone.chain.segments)
+    timing = shards.timing(held, segments)
+    if held and np.isnan(timing).any():
+        work = np.diff([0, *(c.macs for c in backbone.cuts), backbone.chain.macs])
+        forward = timing[1:]  # a view
+        never = np.isnan(forward)
+        forward[never] = work[never] * (forward[~never].sum() / work[~never].sum())
+        if not backbone.source_classes:
+            forward[-1] = 0.0  # without the classifier, nothing runs after the last cut
+    full = [shard for shard in held if len(shard.timing) == 1 + segments]
+    return timing, shards.timing(full, segments)[1:] if full else timing[1:]
 
 
 def key(backbone: Backbone) -> str:
@@ -136,7 +175,7 @@ def key(backbone: Backbone) -> str:
 
 def _pass(
     backbones: Sequence[Backbone], root: Path, examples: Sequence[Example], missing: Sequence[set[str]],
-    folders: Sequence[Path], watch: Watch,
+    folders: Sequence[Path], depths: Sequence[int | None], watch: Watch,
 ) -> dict[str, Fault]:  # fmt: skip
     """Send images through every backbone that misses them, once, and append what each sees to a shard of its own."""
     todo = list({e.digest: e for e in examples if any(e.digest in m for m in missing)}.values())
@@ -152,14 +191,15 @@ def _pass(
     faults: dict[str, Fault] = {}
     watch.begin("pass", sum(map(len, missing)))
     with ExitStack() as stack:
-        writers = {i: stack.enter_context(shards.Writer(folders[i], _widths(backbones[i]))) for i in at_work}
+        writers = {i: stack.enter_context(shards.Writer(folders[i], _widths(backbones[i], depths[i]))) for i in at_work}
         for number, group in enumerate(batches(todo, prepared, batch)):
             faults.update({e.digest: x for e, x in group if isinstance(x, Fault)})
             # In turn: whoever begins shares the cores with the decoding of the next batch.
             for i in at_work[number % len(at_work) :] + at_work[: number % len(at_work)]:
                 mine = [(e, x[i]) for e, x in group if not isinstance(x, Fault) and i in x]
                 if mine:
-                    seen = engines[i].see(np.stack([x.pixels for _, x in mine]), logits=backbones[i].source_classes > 0)
+                    pixels, logits = np.stack([x.pixels for _, x in mine]), backbones[i].source_classes > 0
+                    seen = engines[i].see(pixels, depths[i], logits=logits)
                     rows = [*seen.pooled, *([seen.logits] if seen.logits is not None else [])]
                     decode = sum(x.seconds for _, x in mine)
                     writers[i].append([bytes.fromhex(e.digest) for e, _ in mine], rows, decode, seen.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ class Measured:
     by_fold: tuple[NDArray[np.float16], ...] | None  # per cut (n, C) ridge scores out of fold; None where too many
     cache: Path
     evidence: plan.Evidence
+    whole: Measured | None = None  # of all cuts, on a sample: where the other images passed up to the last one here
 
     @property
     def ridges(self) -> tuple[float, ...]:
@@ -50,6 +52,25 @@ class Measured:
     def locked_rows(self) -> NDArray[np.int64]:
         """Rows of the images that the result is measured on, where some are locked."""
         return np.flatnonzero([e.part == "test" for e in self.dataset.examples])
+
+    def scored_at(self, k: int, rows: NDArray[np.int64]) -> tuple[Measured, NDArray[np.int64]]:
+        """The measurement that has cut k, and where in its `rows` those of these images stand that it has seen.
+
+        That is this one with all of them; or for a cut that not all images were passed up to, that of the sample.
+        """
+        if k < len(self.features.cuts) or self.whole is None:
+            return self, rows
+        wanted = {self.dataset.examples[i].path for i in self.rows[rows]}
+        paths = [self.whole.dataset.examples[i].path for i in self.whole.rows]
+        return self.whole, np.flatnonzero([path in wanted for path in paths])
+
+    @property
+    def shortened(self) -> str:
+        """What else a training depends on where cuts were scored on a sample: its name; empty where none was."""
+        if self.whole is None:
+            return ""
+        sample = " ".join(self.whole.dataset.examples[i].digest for i in self.whole.rows)
+        return f" {len(self.features.cuts)} cuts, all of them of {memo.name([sample])}"
 
 
 def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
@@ -105,6 +126,29 @@ def frozen_head(m: Measured, chosen: int, seed: int, *, several: bool, delta: fl
         if low > least:
             return Frozen(_stacked(m, fitted, found, (gain, low), seed), found.used, tried)
     return Frozen(fitted, (chosen,), tried)
+
+
+def reach(m: Measured, seed: int, *, delta: float) -> int:
+    """Up to which cut, 1..K, images have to pass for the head of several depths that may still win; 0: none may.
+
+    It may unless it is shown, by the bound that it would be kept by, to gain no more than the delta that it must.
+    """
+    if m.by_fold is None:
+        return 0
+    chosen = m.backbone.index(plan.decide(m.evidence, delta=delta).cut)
+    labels = m.labels[m.rows]
+    scores = [s.astype(np.float32) for s in m.by_fold]
+    fold = head.folds(labels, m.groups, seed)
+    found = stack.stack(scores, labels, len(m.dataset.classes), fold, importance=m.importance)
+    if len(found.used) < 2 or found.used[-1] <= chosen:
+        return 0
+    value, low = stack.gain(found.right, scores[chosen].argmax(axis=1) == labels, m.groups, m.importance)
+    return found.used[-1] + 1 if 2 * value - low > delta else 0
+
+
+def keeps_scores(images: int, classes: int, cuts: int) -> bool:
+    """Whether scores out of fold of so many are kept, which a head of several depths is made from."""
+    return images * classes * cuts <= FOLD_SCORES
 
 
 def _stacked(m: Measured, fitted: head.Head, found: stack.Stacked, gain: tuple[float, float], seed: int) -> head.Head:
@@ -172,7 +216,7 @@ def probed(
     weight = np.zeros(0) if importance is None else importance
 
     fold = head.folds(labels[rows], shared, seed)
-    with_folds = len(rows) * classes * len(seen.cuts) <= FOLD_SCORES
+    with_folds = keeps_scores(len(rows), classes, len(seen.cuts))
 
     def compute(k: int) -> memo.Arrays:
         x = seen.at(k, rows)
@@ -217,13 +261,14 @@ def probed(
             watch.advance()
         # Only of the images that the choice is made with: what is locked has no say in anything.
         confidence, spread = _source(None if seen.logits is None else seen.logits[rows])
-        near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), labels[rows])
+        every = len(seen.cuts) == len(loaded.cuts)  # else what the last one here says is no word of the last layers
+        near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), labels[rows]) if every else math.nan
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
-    work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts)
+    work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts[: len(seen.cuts)])
     evidence = plan.Evidence(
         loaded.name, loaded.preprocessing.crop_px, seen.cuts, seen.cost_shares, work,
-        1000 * float(seen.seconds[1:].sum()), correct, shared, importance, near, confidence, spread,
+        1000 * seen.forward_seconds, correct, shared, importance, near, confidence, spread,
     )  # fmt: skip
     return Measured(
         dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from topwork.errors import UsageError
 from topwork.files import write as write_whole
-from topwork.records import Plan, Standing
+from topwork.records import CutScore, Plan, Standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 SIZE_IN = (11.0, 5.6)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -47,18 +48,19 @@ def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
     drawn = [s for s in standings if s.scores]
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE_IN, layout="constrained")
-        axes, curves = figure.add_subplot(), []
+        axes, curves, labels = figure.add_subplot(), [], []
         for i, s in enumerate(drawn):
             colour, marker = look(i)
-            cost, accuracy = [c.cost_ms for c in s.scores], [100 * c.accuracy for c in s.scores]
-            curves += axes.plot(
-                cost, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.4,
+            most = max(c.images for c in s.scores)
+            labels.append(_label(s))
+            curves += _curve(
+                axes, [c for c in s.scores if c.images == most], color=colour, marker=marker,
                 linestyle="--" if s.fate == "stopped" else "-",
             )  # fmt: skip
-            axes.fill_between(
-                cost, [100 * c.low for c in s.scores], [100 * c.high for c in s.scores], color=colour, alpha=0.08,
-                linewidth=0,
-            )  # fmt: skip
+            early = [c for c in s.scores if c.images < most]
+            if early:  # measured on fewer images: not joined to the others, and with hollow marks
+                curves += _curve(axes, early, color=colour, marker=marker, linestyle=":", markerfacecolor="none")
+                labels.append(_early_label(s, early))
         _mark(axes, standings, decided)
         costs = [c.cost_ms for s in drawn for c in s.scores]
         if max(costs) > LOG_FROM * min(costs):
@@ -68,7 +70,7 @@ def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
         axes.set_ylabel("accuracy, leave-one-out, %")
         axes.set_title("Accuracy at every cut, with 95% intervals", loc="left")
         # Handles and labels by hand: a label that begins with _ would otherwise be left out.
-        figure.legend(curves, [_label(s) for s in drawn], frameon=False, loc="outside right upper")
+        figure.legend(curves, labels, frameon=False, loc="outside right upper")
         out = BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": "Depth curves", "Creator": "topwork"})
     return out.getvalue()
@@ -77,6 +79,15 @@ def depth(standings: Sequence[Standing], decided: Plan) -> bytes:
 def look(i: int) -> tuple[str, str]:
     """Colour and marker of curve i: no two of len(COLOURS) x len(MARKERS) curves have both in common."""
     return COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+
+
+def _curve(axes: Axes, scores: Sequence[CutScore], color: str, **look: str) -> list[Line2D]:
+    """Accuracy over cost, with its interval as a band."""
+    cost = [c.cost_ms for c in scores]
+    low, high = [100 * c.low for c in scores], [100 * c.high for c in scores]
+    axes.fill_between(cost, low, high, color=color, alpha=0.08, linewidth=0)
+    accuracy = [100 * c.accuracy for c in scores]
+    return axes.plot(cost, accuracy, color=color, markersize=4, linewidth=1.4, **look)  # type: ignore[arg-type]
 
 
 def _mark(axes: Axes, standings: Sequence[Standing], decided: Plan) -> None:
@@ -90,3 +101,9 @@ def _mark(axes: Axes, standings: Sequence[Standing], decided: Plan) -> None:
 def _label(s: Standing) -> str:
     name = f"{s.backbone}, {s.size_px} px"
     return f"{name} (stopped at {s.n} images)" if s.fate == "stopped" else name
+
+
+def _early_label(s: Standing, early: Sequence[CutScore]) -> str:
+    """Of the cuts that a sample alone was passed up to: how many images it had, or from how many to how many."""
+    least, most = min(c.images for c in early), max(c.images for c in early)
+    return f"{s.backbone}, {s.size_px} px, measured on {f'{least:,} to ' if least < most else ''}{most:,} images"

@@ -39,8 +39,8 @@ MOST_MORE = 100
 
 
 Z99 = 2.575829
-"""Two-sided 99% quantile of the normal distribution: a backbone is given up early only where hardly any doubt is left,
-since its accuracy, too, grows with the images."""
+"""Two-sided 99% quantile of the normal distribution: a backbone or a cut is given up early only where hardly any doubt
+is left, since its accuracy, too, grows with the images."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,17 @@ class Evidence:
     neighbour_accuracy: float = math.nan
     source_confidence: float | None = None
     source_spread: float | None = None
+    whole: Evidence | None = None  # of all its cuts, on a sample, where the other images passed up to the last one here
 
     def cost_ms(self, k: int) -> float:
         """Forward time of the layers up to cut k, for one image."""
         return self.cost_shares[k] * self.forward_ms
+
+    def cost(self, cut: str) -> tuple[float, float]:
+        """The share and the forward time up to any cut of the backbone, scored on all images or on the sample."""
+        source = self if cut in self.cuts or self.whole is None else self.whole
+        k = source.cuts.index(cut)
+        return source.cost_shares[k], source.cost_ms(k)
 
 
 @dataclass(frozen=True)
@@ -87,10 +94,7 @@ def deficits(
     weight = np.ones((len(correct), 1)) if importance is None else importance[:, None]
     accuracy = (weight * correct).mean(axis=0)
     best = int(np.flatnonzero(accuracy >= accuracy.max() - 1e-9)[0])  # sums of weights are rounded
-    difference = weight * (correct[:, [best]].astype(np.float64) - correct)
-    value = difference.mean(axis=0)
-    error = np.hypot(paired_errors(difference, groups), 1 / independent(groups, len(correct), importance))
-    error[best] = 0.0
+    value, error = _against(correct, best, groups, importance)
     return Deficits(best, value, value - Z95 * error, value + Z95 * error, error)
 
 
@@ -122,6 +126,7 @@ def scores(
         rows[e, k] = CutScore(
             evidences[e].cuts[k], evidences[e].cost_shares[k], evidences[e].cost_ms(k), accuracy, low, high,
             float(field.d.value[p]), float(field.d.low[p]), float(field.d.high[p]), dims[e][k], ridges[e][k],
+            len(field.correct),
         )  # fmt: skip
     return tuple(tuple(rows[e, k] for k in range(len(evidence.cuts))) for e, evidence in enumerate(evidences))
 
@@ -183,6 +188,66 @@ def hopeless(evidences: Sequence[Evidence], delta: float) -> tuple[str | None, .
     return tuple(found)
 
 
+def needed(evidences: Sequence[Evidence], delta: float) -> tuple[int, ...]:
+    """For each backbone: up to which of its cuts, 1..K, more images have to pass, so that the choice stays the same.
+
+    A place cannot be chosen any more where it is shown, beyond a doubt of 1%, to lie more than delta below the best
+    place, or to lie below a cheaper one: that one would be taken first, and would be the better reference too. What
+    lies behind the last place that can be chosen is not needed. Of one backbone, less is, where the choice is made:
+    all cuts before one are out, and none is more than delta better than it. The best cut of each backbone so far and
+    the place that would be chosen now stay in any case.
+    """
+    field = _field(evidences)
+    groups, importance = evidences[0].groups, evidences[0].importance
+    out = field.d.value - Z99 * field.d.error > delta
+    for p in range(len(field.places)):
+        value, error = _against(field.correct, p, groups, importance)
+        out |= (value - Z99 * error > 0) & (np.arange(len(out)) > p)
+    out[cheapest(field.d.high, delta)] = False
+    found = []
+    for e in range(len(evidences)):
+        mine = [p for p, place in enumerate(field.places) if place[0] == e]
+        best = max(mine, key=lambda p: field.accuracy[p])
+        found.append(1 + max(field.places[p][1] for p in mine if p == best or not out[p]))
+    first = int(np.flatnonzero(~out)[0])
+    value, error = _against(field.correct, first, groups, importance)
+    if len(evidences) == 1 and (Z99 * error - value <= delta).all():
+        found = [1 + max(first, field.d.best)]
+    return tuple(found)
+
+
+def settled(plan: Plan, evidences: Sequence[Evidence], images: int) -> bool:
+    """Whether all `images` would, as far as these tell, lead to the same place as the part that was measured.
+
+    No other place may be more than delta better than the planned one (95%), and each cheaper one must be decided, or
+    stay undecided on all of them too.
+    """
+    field = _field(evidences)
+    names = [(evidences[e].backbone, evidences[e].size_px, evidences[e].cuts[k]) for e, k in field.places]
+    chosen = names.index((plan.backbone, plan.size_px, plan.cut))
+    value, error = _against(field.correct, chosen, evidences[0].groups, evidences[0].importance)
+    if (Z95 * error - value > plan.delta).any():
+        return False
+    return plan.decided or plan.more_images is None or len(field.correct) + plan.more_images > images
+
+
+def _against(
+    correct: NDArray[np.bool_], p: int, groups: NDArray[np.int64] | None, importance: Floats | None
+) -> tuple[Floats, Floats]:
+    """Accuracy of place p minus that of each one on the same images, and its error as in `deficits`: (P,) each."""
+    weight = np.ones((len(correct), 1)) if importance is None else importance[:, None]
+    difference = weight * (correct[:, [p]].astype(np.float64) - correct)
+    error = np.hypot(paired_errors(difference, groups), 1 / independent(groups, len(correct), importance))
+    error[p] = 0.0
+    return difference.mean(axis=0), error
+
+
+def spared(plan: Plan, sentences: Sequence[str]) -> Plan:
+    """The plan with what it says of images that did not pass, or not all the way."""
+    *reasons, last = plan.reasons
+    return replace(plan, reasons=(*reasons, *sentences, last))
+
+
 def stacked(plan: Plan, evidence: Evidence, cut: str, reason: str) -> Plan:
     """The plan where the head reads several depths, up to `cut`: that is what it costs."""
     k = evidence.cuts.index(cut)
@@ -203,14 +268,11 @@ def tuned(plan: Plan, tuning: Tuning, evidences: Sequence[Evidence], *, asked: b
         return replace(plan, reasons=(*reasons, why))
     recipe = tuning.recipe
     evidence = next(e for e in evidences if (e.backbone, e.size_px) == (tuning.backbone, tuning.size_px))
-    k = evidence.cuts.index(recipe.cut)
-    kept = evidence.cost_shares[k]
+    kept, cost_ms = evidence.cost(recipe.cut)
     same = (plan.backbone, plan.size_px) == (tuning.backbone, tuning.size_px)
     cost = ""
     if not same:
-        cost = (
-            f" It is {_label(evidence, evidences)}, cut after {recipe.cut}, at {evidence.cost_ms(k):.3g} ms per image."
-        )
+        cost = f" It is {_label(evidence, evidences)}, cut after {recipe.cut}, at {cost_ms:.3g} ms per image."
     elif recipe.cut != plan.cut:
         cost = f" It is cut after {recipe.cut} and keeps {kept:.0%} of the cost."
     similarity = plan.similarity if same else _similarity(evidence)
@@ -218,7 +280,7 @@ def tuned(plan: Plan, tuning: Tuning, evidences: Sequence[Evidence], *, asked: b
     how = "Trained as asked" if asked else "The trained model replaces the frozen one"
     return replace(
         plan, backbone=evidence.backbone, size_px=evidence.size_px, cut=recipe.cut, strategy=recipe.strategy,
-        recipe=recipe, kept_cost=kept, cost_ms=evidence.cost_ms(k),
+        recipe=recipe, kept_cost=kept, cost_ms=cost_ms,
         similarity=similarity,
         reasons=(*reasons, f"{how}: {tuning.reason}{cost}"),
     )  # fmt: skip
@@ -341,6 +403,7 @@ def _undecided(field: _Field, chosen: int, delta: float) -> tuple[int | None, st
 
 def _similarity(evidence: Evidence) -> Similarity:
     """In words: do the deep layers, which know the old task's classes, still help to tell the new ones apart?"""
+    evidence = evidence.whole or evidence  # the deep layers are the very ones that not all images pass
     d = deficits(evidence.correct, evidence.groups, evidence.importance)
     accuracy = _accuracy(evidence)
     last = len(evidence.cuts) - 1

@@ -180,6 +180,7 @@ class CutScore:
     deficit_high: float
     dims: int
     ridge: float  # the ridge penalty chosen, as a multiple of trace(X'X) / d
+    images: int  # that it was scored on: a sample, where the others were not passed up to this cut
 
 
 Fate = Literal["chosen", "measured", "stopped", "left out"]
@@ -201,8 +202,8 @@ class Standing:
 
     @property
     def best(self) -> CutScore | None:
-        """Its most accurate cut, the first of equals."""
-        return max(self.scores, key=lambda s: s.accuracy, default=None)
+        """Its most accurate cut of those that were scored on most images, the first of equals."""
+        return max(self.scores, key=lambda s: (s.images, s.accuracy), default=None)
 
 
 @dataclass(frozen=True, slots=True)

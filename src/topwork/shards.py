@@ -2,7 +2,7 @@
 
 A shard is one stretch of a pass: a file of float16 per cut and an index with the digest and the checksum of each
 row. A row counts once its index record is written, so an interrupted pass keeps what it had, and several processes may
-write at once, each its own shard.
+write at once, each its own shard. A pass that stops at an early cut writes a shard of fewer files.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Shard:
 
     folder: Path
     digests: tuple[bytes, ...]
-    timing: NDArray[np.float64]  # seconds: decoding, then each segment
-    widths: tuple[int, ...]
+    timing: NDArray[np.float64]  # seconds: decoding, then each segment that was run
+    widths: tuple[int, ...]  # of the columns that it holds: fewer than there are cuts where the pass stopped earlier
 
     def column(self, k: int) -> NDArray[np.float16]:
         """All rows at cut k, memory-mapped: (rows, width)."""
@@ -97,7 +97,10 @@ class Writer:
 
 
 def opened(folder: Path, widths: Sequence[int]) -> tuple[Shard, ...]:
-    """All shards in a folder that hold at least one whole row, in the order of their names."""
+    """All shards in a folder that hold at least one whole row, in the order of their names.
+
+    `widths`: of every column that a shard can hold; a shard of a shorter pass holds the first ones.
+    """
     found = (_open(path, widths) for path in sorted(folder.glob("shard-*")))
     return tuple(shard for shard in found if shard is not None)
 
@@ -106,10 +109,12 @@ def _open(folder: Path, widths: Sequence[int]) -> Shard | None:
     try:
         index = (folder / "index").read_bytes()
         timing = msgspec.json.decode((folder / "timing.json").read_bytes(), type=_Timing)
+        held = next((k for k in range(len(widths)) if not (folder / f"{k:03d}.f16").exists()), len(widths))
+        widths = widths[:held]
         sizes = [(folder / f"{k:03d}.f16").stat().st_size // (2 * w) for k, w in enumerate(widths)]
     except (OSError, msgspec.DecodeError):  # interrupted before its first row was complete
         return None
-    n = min(len(index) // RECORD, *sizes)
+    n = min(len(index) // RECORD, *sizes) if sizes else 0
     if n == 0:
         return None
     records = [index[i * RECORD : (i + 1) * RECORD] for i in range(n)]
@@ -136,9 +141,15 @@ def gather(shards: Sequence[Shard], places: NDArray[np.int64], k: int, width: in
 
 
 def timing(shards: Sequence[Shard], segments: int) -> NDArray[np.float64]:
-    """Seconds per image over all shards, weighted by their rows: decoding, then each segment."""
-    if not shards:  # no image could be decoded; the caller says so
-        return np.full(1 + segments, np.nan)
-    rows = np.array([len(s.digests) for s in shards], dtype=np.float64)
-    mean: NDArray[np.float64] = np.average(np.stack([s.timing for s in shards]), axis=0, weights=rows)
+    """Seconds per image: decoding, then each segment, (1 + segments,), over all rows that it was run for.
+
+    NaN where no row has run it; everywhere, where no image could be decoded (the caller says so).
+    """
+    seconds, rows = np.zeros(1 + segments), np.zeros(1 + segments)
+    for shard in shards:
+        run = min(len(shard.timing), 1 + segments)
+        seconds[:run] += len(shard.digests) * shard.timing[:run]
+        rows[:run] += len(shard.digests)
+    mean: NDArray[np.float64] = np.full(1 + segments, np.nan)
+    np.divide(seconds, rows, out=mean, where=rows > 0)
     return mean

@@ -3,7 +3,8 @@
 Those that were named are all measured in full, in one joint pass. Of those that `auto` finds at hand, as many are
 measured as the budget pays for, the cheapest first; and one that is shown on a part of the images to be out of the
 running is spared the rest. The one that ranks best on ImageNet is never given up early: a probe cannot see what
-training would make of it.
+training would make of it. Where there are many images, a sample of them passes all of each backbone first, and the
+others pass up to the deepest cut that can still win.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 from topwork import budget as budgets
 from topwork import data, features, plan, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
-from topwork.measurement import Measured, cache_folder, probed
+from topwork.measurement import Measured, cache_folder, keeps_scores, probed, reach
 from topwork.records import CutScore, Dataset, Example, Fate, Plan, Standing
+from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
 AUTO = "auto"
@@ -32,6 +34,18 @@ SAMPLE, LEAST_SAMPLE = 0.25, 200
 """Share and least number of the images on which backbones are compared first: with fewer than 200, differences of a
 few points are not shown, and hardly any backbone would be stopped."""
 
+LARGE = 2000
+"""Images that choices are made with, from which some pass first and the others only as deep as is needed: with fewer
+there is little to spare, and what is measured at every cut of all of them says more."""
+
+FIRST, STEP = 1000, 4
+"""Images of the first such sample, and how many times as many the next one has. On fewer, no deep cut is shown to be
+worse by a few points; four times as many halve every interval, and a sample is no more than half of the images."""
+
+PER_CLASS, LEAST_PER_CLASS = 20, 5
+"""Images that the first sample has for each class on average at least, and that each class has in it in any case: with
+fewer, deep cuts, which have the most features, would look worse than they will be."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -42,6 +56,9 @@ class Survey:
     top1: tuple[float | None, ...]  # of the measured ones, on ImageNet, as stated
     spent_seconds: float  # of the budget: what `auto` chose to pass took so long
     passed: int  # images that went through a backbone now, each counted once per backbone; the others were known
+    early: tuple[tuple[CutScore, ...], ...] = ()  # of each measured one: cuts that were scored on a sample alone
+    notes: tuple[str, ...] = ()  # what a plan says of images that did not pass all the way
+    images: int = 0  # that a choice could be made with; more than were measured where a sample was enough
 
     @property
     def evidences(self) -> tuple[plan.Evidence, ...]:
@@ -51,13 +68,26 @@ class Survey:
     @cached_property
     def scores(self) -> tuple[tuple[CutScore, ...], ...]:
         """The depth tables, one per measured backbone."""
-        return plan.scores(
+        found = plan.scores(
             self.evidences, [m.features.widths for m in self.measured], [m.ridges for m in self.measured]
         )
+        early = self.early or ((),) * len(found)
+        return tuple(table + rows for table, rows in zip(found, early, strict=True))
 
     def plan(self, *, delta: float = plan.DELTA, cut: str | None = None) -> Plan:
         """Which backbone, cut where, for a head on frozen layers."""
-        return plan.decide(*self.evidences, delta=delta, cut=cut)
+        decided = plan.decide(*self.evidences, delta=delta, cut=cut)
+        notes, m = list(self.notes), self.of(decided)
+        if self.images > len(m.rows):
+            score = next(s for s in self.scores[self._index(decided)] if s.cut == decided.cut)
+            low, high = wilson(score.accuracy, self.images)
+            why = "which are enough to decide" if decided.decided else "since all of them would hardly decide more"
+            notes.append(
+                f"Planned on {len(m.rows):,} of {self.images:,} images, {why}: accuracy at {decided.cut} is known to"
+                f" {100 * (score.high - score.low) / 2:.1f} points either way (95%), on all images it would be to"
+                f" {100 * (high - low) / 2:.1f}."
+            )
+        return plan.spared(decided, notes) if notes else decided
 
     def of(self, decided: Plan) -> Measured:
         """The planned backbone's measurements."""
@@ -72,7 +102,7 @@ class Survey:
         best = [i for i in others if ranked is not None and self.top1[i] == ranked]
         if best and self.top1[self._index(decided)] != ranked:
             others = best
-        return self.measured[max(others, key=lambda i: max(s.accuracy for s in self.scores[i]))]
+        return self.measured[max(others, key=lambda i: _best(self.scores[i]).accuracy)]
 
     def standings(self, decided: Plan) -> tuple[Standing, ...]:
         """What became of every backbone: the planned one, then the others by accuracy, then those left out."""
@@ -106,16 +136,24 @@ def measure(
     balance: bool = False,
     budget: str | float | None = None,
     cuts: Sequence[str | None] = (),
+    cut: str | None = None,
+    several_depths: bool = True,
+    enough: bool = False,
     watch: Watch = SILENT,
     clock: Clock | None = None,
 ) -> Survey:
     """Look at the data, pass every image through each backbone once, and score every cut of each.
 
+    From LARGE images on, a sample passes first, and the others only up to the deepest cut that can still win.
+
     `backbone`: one name or several; "auto" stands for all whose weights are at hand. `weights`: a file, or a folder
     of such. `size`: input sizes in px; "auto" stands for the backbone's own and half of it. `balance`: every class
     weighs alike, whatever the number of its images; accuracies of cuts are then balanced. `budget`: of which a half
     may go into passes that "auto" asked for. `cuts` are names that must be cuts of the backbone: a wrong one is told
-    before the pass, not after it. Raises UsageError, DataError, MissingError.
+    before the pass, not after it. `cut`: the one that is asked for, up to which the others pass then.
+    `several_depths=False`: no image passes deeper for the sake of a head that reads several depths.
+    `enough`: of LARGE images or more, only a sample is measured, as soon as one decides, or all would not either.
+    Raises UsageError, DataError, MissingError.
     """
     clock = clock or Clock()
     if not 0 <= delta < 1:
@@ -123,7 +161,7 @@ def measure(
     if budget is not None:
         budgets.seconds(str(budget), 1.0)  # a wrong one is told now, not after the looking and loading
     root, home, path = Path(folder), cache_folder(cache), None if weights is None else Path(weights)
-    wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in cuts))
+    wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in (*cuts, cut)))
     with clock.time("look"):
         dataset = data.read_folder(root, watch=watch)
         dataset, locked = data.lock(dataset, seed)
@@ -131,39 +169,22 @@ def measure(
     with clock.time("load"):
         contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:
-        for name in cuts:
+        for name in (*cuts, cut):
             if name is not None:
                 c.loaded.index(name)
         watch.show("backbone", c.loaded.facts)
-    spent, passed = 0.0, 0
-    if len(contenders) > 1 and not all(c.named for c in contenders):
+    auto = len(contenders) > 1 and not all(c.named for c in contenders)
+    if auto:
         with clock.time("pass"):
             contenders, left_out = _affordable(contenders, dataset, home, None if budget is None else str(budget))
             dropped += left_out
-        sample = _sample(dataset, seed)
-        if sample is not None and len(contenders) > 1:
-            part = replace(dataset, examples=sample)
-            with clock.time("pass"):
-                seen, spent = _passed(contenders, part, home, watch)
-                passed = sum(f.passed for f in seen)
-            gone = {fault.path for fault in seen[0].faults}
-            part = replace(part, examples=tuple(e for e in sample if e.path not in gone))
-            if len(part.examples) > len(sample) / 2:  # else the files are the trouble: the whole pass says so
-                with clock.time("probe"):
-                    tried = _probed(contenders, part, locked, seen, balance, seed, home, watch)
-                    contenders, stopped = _still_in(contenders, tried, delta)
-                    dropped += stopped
     for standing in dropped:
         watch.show("dropped", standing)
-    with clock.time("pass"):
-        seen, more = _passed(contenders, dataset, home, watch)
-        if seen[0].faults:
-            dataset = data.without(dataset, seen[0].faults)
-            watch.show("faults", seen[0].faults)
-    with clock.time("probe"):
-        measured = _probed(contenders, dataset, locked, seen, balance, seed, home, watch)
-    passed += sum(f.passed for f in seen)
-    return Survey(measured, tuple(dropped), tuple(c.top1 for c in contenders), spent + more, passed)
+    race = _Race(
+        contenders, dropped, locked, delta, cut, several_depths, enough, auto, balance, seed, home, watch, clock,
+        sum(e.part == "train" for e in dataset.examples),
+    )  # fmt: skip
+    return race.decided_early(dataset) or race.whole(dataset)
 
 
 @dataclass(frozen=True)
@@ -182,6 +203,15 @@ class _Contender:
     loaded: zoo.Backbone
     top1: float | None
     named: bool
+    depth: int | None = None  # cuts up to which the images to come pass; None: all
+    early: tuple[CutScore, ...] = ()  # of the cuts behind them, as they were scored last
+    whole: Measured | None = None  # the last sample that passed all cuts, where not all images do
+    after: int = 0  # images of the sample after which the pass was shortened last
+
+    @property
+    def name(self) -> str:
+        """As a sentence names it."""
+        return f"{self.loaded.name} at {self.loaded.preprocessing.crop_px} px"
 
     def dropped(
         self, fate: Fate, reason: str, forward_ms: float, n: int = 0, scores: tuple[CutScore, ...] = ()
@@ -189,6 +219,157 @@ class _Contender:
         """What is kept of it when it is out of the running."""
         name, size_px = self.loaded.name, self.loaded.preprocessing.crop_px
         return Standing(name, size_px, fate, reason, self.top1, n, forward_ms, self.loaded.facts, scores)
+
+
+@dataclass
+class _Race:
+    """Contenders that meet on the same images: on samples first, where there are enough, then on all of them."""
+
+    contenders: list[_Contender]
+    dropped: list[Standing]
+    locked: str
+    delta: float
+    cut: str | None  # that was asked for
+    several: bool  # a head may read several depths
+    enough: bool  # a sample will do, once it decides as much as all images would
+    auto: bool  # those that were not named may be stopped
+    balance: bool
+    seed: int
+    cache: Path
+    watch: Watch
+    clock: Clock
+    images: int  # that choices can be made with
+    spent: float = 0.0
+    passed: int = 0
+
+    @property
+    def large(self) -> bool:
+        """Whether images may be spared the layers that cannot win."""
+        return self.images >= LARGE
+
+    def decided_early(self, dataset: Dataset) -> Survey | None:
+        """Let the contenders meet on samples, each several times the last, while there is something to be spared.
+
+        The survey of the first one that all images would hardly add to, where that is enough; else None.
+        """
+        going = self.large or (self.auto and len(self.contenders) > 1)
+        for wanted in _rungs(dataset) if going else ():
+            sample = _sample(dataset, self.seed, wanted)
+            part = replace(dataset, examples=sample)
+            seen = self._passed(part)
+            gone = {fault.path for fault in seen[0].faults}
+            part = replace(part, examples=tuple(e for e in sample if e.path not in gone))
+            if len(part.examples) <= len(sample) / 2:  # the files are the trouble: the whole pass says so
+                break
+            with self.clock.time("probe"):
+                tried = self._probed(part, seen)
+                if self.auto:
+                    tried = self._stop(tried)
+                found = self._survey(tried)
+                decided = found.plan(delta=self.delta, cut=self.cut)
+                if self.large and self.enough and plan.settled(decided, found.evidences, self.images):
+                    return found
+                spares = self.large and self._shorten(found)
+            if not (spares or self.enough or (self.auto and len(self.contenders) > 1)):
+                break
+        return None
+
+    def whole(self, dataset: Dataset) -> Survey:
+        """All images, each as deep as is needed."""
+        seen = self._passed(dataset)
+        if seen[0].faults:
+            dataset = data.without(dataset, seen[0].faults)
+            self.watch.show("faults", seen[0].faults)
+        with self.clock.time("probe"):
+            measured = self._probed(dataset, seen)
+        self.images = len(measured[0].rows)
+        return self._survey(measured)
+
+    def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
+        """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""
+        depths, root = [c.depth for c in self.contenders], Path(dataset.root)
+        with self.clock.time("pass"):
+            before = [
+                features.unseen(c.loaded, dataset.examples, depth=c.depth, cache=self.cache) for c in self.contenders
+            ]
+            seen = features.measure(
+                [c.loaded for c in self.contenders], root, dataset.examples, depths=depths, cache=self.cache,
+                watch=self.watch,
+            )  # fmt: skip
+        for c, f, n in zip(self.contenders, seen, before, strict=True):
+            self.spent += 0.0 if c.named else n * float(f.seconds[1:][: c.depth].sum())
+            self.passed += f.passed
+        return seen
+
+    def _probed(self, dataset: Dataset, seen: Sequence[features.Features]) -> tuple[Measured, ...]:
+        found = []
+        for c, f in zip(self.contenders, seen, strict=True):
+            m = probed(
+                dataset, self.locked, c.loaded, f, balance=self.balance, seed=self.seed, cache=self.cache,
+                watch=self.watch,
+            )  # fmt: skip
+            if c.whole is not None:
+                m = replace(m, whole=c.whole, evidence=replace(m.evidence, whole=c.whole.evidence))
+            found.append(m)
+        return tuple(found)
+
+    def _stop(self, tried: Sequence[Measured]) -> tuple[Measured, ...]:
+        """Keep those that may still be chosen, were named, or rank best on ImageNet; stop the others."""
+        evidences = [m.evidence for m in tried]
+        reasons = plan.hopeless(evidences, self.delta)
+        tables = plan.scores(evidences, [m.features.widths for m in tried], [m.ridges for m in tried])
+        ranked = _best_ranked(self.contenders)
+        kept, still = [], []
+        for c, m, reason, table in zip(self.contenders, tried, reasons, tables, strict=True):
+            if reason is None or c.named or c is ranked:
+                kept.append(c)
+                still.append(m)
+            else:
+                row = c.dropped("stopped", reason, m.evidence.forward_ms, len(m.rows), table + c.early)
+                self.watch.show("dropped", row)
+                self.dropped.append(row)
+        self.contenders = kept
+        return tuple(still)
+
+    def _shorten(self, found: Survey) -> bool:
+        """Say up to which cut the images to come pass; whether a larger sample could spare them more.
+
+        That is the one that was asked for; else the last one that can be chosen, or that a head of several depths of
+        all images may read.
+        """
+        needed, more, after = plan.needed(found.evidences, self.delta), False, []
+        for c, m, table, last in zip(self.contenders, found.measured, found.scores, needed, strict=True):
+            own, depth = len(m.features.cuts), last
+            if self.cut is not None:
+                depth = min(own, c.loaded.index(self.cut) + 1)
+            elif self.several and keeps_scores(self.images, len(m.dataset.classes), own):
+                depth = max(depth, reach(m, self.seed, delta=self.delta))
+            best = max(range(own), key=lambda k: table[k].accuracy)
+            more |= self.cut is None and depth > 1 + best
+            if depth < own:
+                c = replace(c, depth=depth, early=table[depth:], whole=c.whole or m, after=len(m.rows))  # noqa: PLW2901
+            after.append(c)
+        self.contenders = after
+        return more
+
+    def _survey(self, measured: Sequence[Measured]) -> Survey:
+        """What was measured of each contender, and what samples told of the cuts that not all images passed up to."""
+        notes = []
+        for c, m in zip(self.contenders, measured, strict=True):
+            if c.depth is None:
+                continue
+            who = "The" if len(self.contenders) == 1 else f"Through {c.name} the"
+            why = f": after {c.after:,} images no deeper cut could win (99%)"
+            if self.cut is not None:
+                why = f", as asked; deeper cuts were scored on {c.after:,} images"
+            notes.append(
+                f"{who} last {len(m.dataset.examples) - c.after:,} images passed only up to {m.features.cuts[-1]}"
+                f" ({m.features.cost_shares[-1]:.0%} of the cost){why}."
+            )
+        return Survey(
+            tuple(measured), tuple(self.dropped), tuple(c.top1 for c in self.contenders), self.spent, self.passed,
+            tuple(c.early for c in self.contenders), tuple(notes), self.images,
+        )  # fmt: skip
 
 
 def listed(given: Any) -> list[Any]:
@@ -285,61 +466,44 @@ def _affordable(
     return [c for c in contenders if any(c is k for k in kept)], left_out
 
 
-def _sample(dataset: Dataset, seed: int) -> tuple[Example, ...] | None:
-    """A stratified part of the images that choices are made with; None where it would spare less than a half."""
+def _rungs(dataset: Dataset) -> list[int]:
+    """How many images each sample has that choices are made with, before all images pass; none is more than a half."""
+    images = sum(e.part == "train" for e in dataset.examples)
+    if images < LARGE:
+        wanted = max(LEAST_SAMPLE, int(SAMPLE * images))
+        return [wanted] if 2 * wanted <= images else []
+    found, wanted = [], max(FIRST, PER_CLASS * len(dataset.classes))
+    while 2 * wanted <= images:
+        found.append(wanted)
+        wanted *= STEP
+    return found
+
+
+def _sample(dataset: Dataset, seed: int, wanted: int) -> tuple[Example, ...]:
+    """A stratified part of the images that choices are made with; a smaller one lies inside a larger one.
+
+    Of LARGE images, images of one content stay together, and every class has LEAST_PER_CLASS of them where it can.
+    """
     rows = [e for e in dataset.examples if e.part == "train"]
-    wanted = max(LEAST_SAMPLE, int(SAMPLE * len(rows)))
-    if 2 * wanted > len(rows):
-        return None
+    large = len(rows) >= LARGE
+    contents: dict[str, list[Example]] = {}
+    for e in rows:
+        contents.setdefault(e.digest if large else e.path, []).append(e)
+    units = list(contents.values())
     rng = np.random.default_rng(seed)
-    shuffled = [rows[i] for i in rng.permutation(len(rows))]
-    turn: dict[int, int] = {}  # the how manieth of its class each image is
+    shuffled = [units[i] for i in rng.permutation(len(units))]
+    turn: dict[int, int] = {}  # the how manieth of its class each one is
     ranks = []
-    for e in shuffled:
-        turn[e.label] = turn.get(e.label, 0) + 1
-        ranks.append(turn[e.label])
-    # After the loop, turn is the number of images of each class.
-    share = [(rank - 0.5) / turn[e.label] for rank, e in zip(ranks, shuffled, strict=True)]
-    chosen = {shuffled[i] for i in np.argsort(share, kind="stable")[:wanted]}
+    for label in (unit[0].label for unit in shuffled):
+        turn[label] = turn.get(label, 0) + 1
+        ranks.append(turn[label])
+    # After the loop, turn is the number of them in each class.
+    share = np.array([(rank - 0.5) / turn[unit[0].label] for rank, unit in zip(ranks, shuffled, strict=True)])
+    first = large & (np.array(ranks) <= LEAST_PER_CLASS)
+    order = np.argsort(np.where(first, share - 1, share), kind="stable")
+    before = np.cumsum([0, *(len(shuffled[i]) for i in order)])[:-1]
+    chosen = {e for i, seen in zip(order, before, strict=True) if seen < wanted or first[i] for e in shuffled[i]}
     return tuple(e for e in dataset.examples if e in chosen)
-
-
-def _passed(
-    contenders: list[_Contender], dataset: Dataset, cache: Path, watch: Watch
-) -> tuple[tuple[features.Features, ...], float]:
-    """The features of all contenders, and the seconds of forward passes that nobody named."""
-    before = [features.unseen(c.loaded, dataset.examples, cache=cache) for c in contenders]
-    seen = features.measure(
-        [c.loaded for c in contenders], Path(dataset.root), dataset.examples, cache=cache, watch=watch
-    )
-    seconds = [float(f.seconds[1:].sum()) for f in seen]
-    return seen, sum(n * s for c, n, s in zip(contenders, before, seconds, strict=True) if not c.named)
-
-
-def _probed(
-    contenders: list[_Contender], dataset: Dataset, locked: str, seen: Sequence[features.Features], balance: bool,
-    seed: int, cache: Path, watch: Watch,
-) -> tuple[Measured, ...]:  # fmt: skip
-    return tuple(
-        probed(dataset, locked, c.loaded, f, balance=balance, seed=seed, cache=cache, watch=watch)
-        for c, f in zip(contenders, seen, strict=True)
-    )
-
-
-def _still_in(
-    contenders: list[_Contender], tried: Sequence[Measured], delta: float
-) -> tuple[list[_Contender], list[Standing]]:
-    """Those that may still be chosen, were named, or rank best on ImageNet; and those that are stopped."""
-    evidences = [m.evidence for m in tried]
-    reasons = plan.hopeless(evidences, delta)
-    tables = plan.scores(evidences, [m.features.widths for m in tried], [m.ridges for m in tried])
-    ranked, kept, stopped = _best_ranked(contenders), [], []
-    for c, m, reason, table in zip(contenders, tried, reasons, tables, strict=True):
-        if reason is None or c.named or c is ranked:
-            kept.append(c)
-        else:
-            stopped.append(c.dropped("stopped", reason, m.evidence.forward_ms, len(m.rows), table))
-    return kept, stopped
 
 
 def _best_ranked(contenders: list[_Contender]) -> _Contender | None:
@@ -348,9 +512,14 @@ def _best_ranked(contenders: list[_Contender]) -> _Contender | None:
     return max(ranked, key=lambda c: (c.top1, c.loaded.preprocessing.crop_px), default=None)
 
 
+def _best(scores: Sequence[CutScore]) -> CutScore:
+    """The most accurate cut of those that were scored on most images: what a sample says is not held against them."""
+    return max(scores, key=lambda s: (s.images, s.accuracy))
+
+
 def _against(scores: tuple[CutScore, ...]) -> str:
     """How a backbone that was measured and not chosen stands to the best place."""
-    best = max(scores, key=lambda s: s.accuracy)
+    best = _best(scores)
     if best.deficit_low == best.deficit_high == 0:  # of the best place alone: any other's is uncertain
         return f"its cut {best.cut} is the best place, right on {best.accuracy:.1%}; a cheaper one was chosen"
     low, high = 100 * best.deficit_low + 0.0, 100 * best.deficit_high + 0.0

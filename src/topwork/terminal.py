@@ -214,20 +214,24 @@ def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
     for name, side in [column for column in columns if column[0] or drawn]:
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("", no_wrap=True)
+    most = max(s.images for s in scores)
     for score in scores:
         chosen = score.cut == decided.cut
         own = (decided.backbone, decided.size_px) == (decided.best_backbone, decided.best_size_px)
         note = "chosen" if chosen else "best" if own and score.cut == decided.best_cut else ""
+        note = f"<- {note}" if note else f"of {score.images:,}" if score.images < most else ""
         bar = _bar((score.accuracy - floor) / max(1e-9, top - floor), plain=console.options.ascii_only)
         table.add_row(
             escape(score.cut), *([bar] if drawn else []),
             f"{score.accuracy:.1%}", f"{100 * score.low:.1f}-{100 * score.high:.1f}", f"{score.cost_share:.0%}",
-            f"<- {note}" if note else "", style="bold green" if chosen else "",
+            note, style="bold green" if chosen else "dim" if score.images < most else "",
         )  # fmt: skip
     console.print("\nAccuracy at every cut (leave-one-out)", style="italic")
     console.print(table)
     start = f"bars start at {floor:.0%}; " if drawn else ""
     console.print(f"  [dim]{start}cost is the share of the backbone's forward time[/]")
+    if any(s.images < most for s in scores):
+        console.print(f"  [dim]of N: measured on N of {most:,} images; the others did not pass up to there[/]")
 
 
 def plan(console: Console, decided: Plan) -> None:

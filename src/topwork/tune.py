@@ -150,7 +150,7 @@ def _named(arm: Arm) -> str:
 
 
 def _cost_ms(arm: Arm, recipe: Recipe) -> float:
-    return arm.m.evidence.cost_ms(arm.m.backbone.index(recipe.cut))
+    return arm.m.evidence.cost(recipe.cut)[1]
 
 
 def asked(m: Measured, decided: Plan, o: Options) -> Recipe:
@@ -216,11 +216,13 @@ def _search(
 
     def start(cut: str, rows: NDArray[np.int64]) -> head.Exact:
         k = m.backbone.index(cut)
-        penalty = float(m.probes[k].penalties[m.probes[k].best])
-        groups = None if m.groups is None else m.groups[rows]
-        importance = class_weights(labels[rows], classes)[labels[rows]] if o.balance else None
+        seen, rows = m.scored_at(k, rows)
+        y = seen.labels[seen.rows[rows]]
+        penalty = float(seen.probes[k].penalties[seen.probes[k].best])
+        groups = None if seen.groups is None else seen.groups[rows]
+        importance = class_weights(y, classes)[y] if o.balance else None
         with threadpool_limits(1, "blas"):
-            return head.exact(m.features.at(k, m.rows[rows]), labels[rows], classes, penalty, groups, importance)
+            return head.exact(seen.features.at(k, seen.rows[rows]), y, classes, penalty, groups, importance)
 
     timing = m.features.seconds
     store = _store(m, o, cache, m.rows)
@@ -232,7 +234,7 @@ def _search(
         budget,
         o.seed,
         cache,
-        f"{store.folder.name} {store.augmentation} {labels.tolist()}",
+        f"{store.folder.name} {store.augmentation} {labels.tolist()}{m.shortened}",
         search.Journal.opened(journal),
         watch,
     )

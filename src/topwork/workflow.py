@@ -141,15 +141,16 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
     _validate(o)
     with runs.resumable(target, o) as waiting:
         watch.show("target", target)
+        several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
         seen = survey.measure(
             root, backbone=o.backbones, weights=o.weights, size=o.sizes, seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, budget=o.budget, cuts=(o.cut, o.unfreeze), watch=watch, clock=clock,
+            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several, watch=watch,
+            clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
             m = seen.of(decided)
         with clock.time("head"), threadpool_limits(1, "blas"):
-            several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
             frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several, delta=o.delta)
             if len(frozen.taps) > 1:
                 deepest = m.features.cuts[frozen.taps[-1]]
