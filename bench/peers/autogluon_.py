@@ -1,17 +1,16 @@
 """AutoGluon MultiModal. What is done, and after which page, is in README.md."""
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
 import points
+import timm
+import torch
+from autogluon.multimodal import MultiModalPredictor
 
 TASK = points.Task(["autogluon.multimodal", "timm", "torch"])
-
-import json  # noqa: E402
-from pathlib import Path  # noqa: E402
-from tempfile import TemporaryDirectory  # noqa: E402
-
-import pandas as pd  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
-from autogluon.multimodal import MultiModalPredictor  # noqa: E402
 
 NETWORK = "tf_efficientnet_lite0"
 MARGIN_S = 15  # its time limit ends the training; averaging the best checkpoints comes after

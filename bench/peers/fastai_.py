@@ -1,15 +1,14 @@
 """fastai: `vision_learner(...).fine_tune`. What is done, and after which page, is in README.md."""
 
 import points
+from fastai.callback.core import Callback
+from fastai.callback.schedule import *  # noqa: F403 (adds fine_tune and lr_find to the learner)
+from fastai.torch_core import set_seed
+from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.data import ImageDataLoaders
+from fastai.vision.learner import vision_learner
 
 TASK = points.Task(["fastai", "timm", "torch"])
-
-from fastai.callback.core import Callback  # noqa: E402
-from fastai.callback.schedule import *  # noqa: E402, F403 (adds fine_tune and lr_find to the learner)
-from fastai.torch_core import set_seed  # noqa: E402
-from fastai.vision.augment import Resize, aug_transforms  # noqa: E402
-from fastai.vision.data import ImageDataLoaders  # noqa: E402
-from fastai.vision.learner import vision_learner  # noqa: E402
 
 PRESIZED = 460 / 224  # the vision tutorial's: decoded to 460 px for a crop of 224 px
 

@@ -55,6 +55,7 @@ class Task:
         return now - BORN - self._free
 
     def left(self) -> float:
+        """Seconds until the time is up."""
         return self.deadline - self.seconds()
 
     @contextmanager
@@ -67,10 +68,12 @@ class Task:
             self.go_on()
 
     def pause(self) -> None:
+        """From here on it is the judge's work."""
         with self._lock:
             self._began, self._cpu, self._looking = time.monotonic(), _cpu(), True
 
     def go_on(self) -> None:
+        """From here on it is the peer's work again."""
         with self._lock:
             self._free += time.monotonic() - self._began
             self._free_cpu += _cpu() - self._cpu

@@ -1,16 +1,15 @@
 """scikit-learn's logistic regression on the last layer's features. What is done is in README.md."""
 
 import points
+import timm
+import torch
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
 TASK = points.Task(["scikit-learn", "timm", "torch"])
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import StandardScaler  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision.datasets import ImageFolder  # noqa: E402
 
 
 def main():

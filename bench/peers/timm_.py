@@ -3,18 +3,17 @@
 The script itself, train.py, is in timm's repository but not in its package.
 """
 
+from types import SimpleNamespace
+
 import points
+import torch
+from timm import create_model, utils
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
 
 TASK = points.Task(["timm", "torch"])
-
-from types import SimpleNamespace  # noqa: E402
-
-import torch  # noqa: E402
-from timm import create_model, utils  # noqa: E402
-from timm.data import create_dataset, create_loader, resolve_data_config  # noqa: E402
-from timm.loss import LabelSmoothingCrossEntropy  # noqa: E402
-from timm.optim import create_optimizer_v2  # noqa: E402
-from timm.scheduler import create_scheduler_v2  # noqa: E402
 
 SCRIPT = SimpleNamespace(  # the script's defaults
     epochs=300, batch=128, opt="sgd", lr=0.1 * 128 / 256, momentum=0.9, decay=2e-5, layer_decay=None, clip=None,

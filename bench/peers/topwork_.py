@@ -1,13 +1,13 @@
 """topwork itself. What is done is in README.md."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import points
 
+import topwork
+
 TASK = points.Task(["topwork", "timm", "torch"])
-
-from pathlib import Path  # noqa: E402
-from tempfile import TemporaryDirectory  # noqa: E402
-
-import topwork  # noqa: E402
 
 MODES = {
     "head": {"strategy": "head"},

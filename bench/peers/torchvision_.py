@@ -1,14 +1,13 @@
 """PyTorch's transfer-learning tutorial, both of its ways. What is done, and after which page, is in README.md."""
 
 import points
+import timm
+import torch
+from torch import nn, optim
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
 
 TASK = points.Task(["torchvision", "timm", "torch"])
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-from torch import nn, optim  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision import datasets, transforms  # noqa: E402
 
 EPOCHS, BATCH, WORKERS = 25, 4, 4
 HALF = [0.5, 0.5, 0.5]  # this network's; the tutorial's are those of its own
@@ -17,15 +16,11 @@ HALF = [0.5, 0.5, 0.5]  # this network's; the tutorial's are those of its own
 def main():
     torch.manual_seed(TASK.seed)
     tail = [transforms.ToTensor(), transforms.Normalize(HALF, HALF)]
-    seen = transforms.Compose(
-        [transforms.RandomResizedCrop(TASK.size), transforms.RandomHorizontalFlip(), *tail]
-    )
+    seen = transforms.Compose([transforms.RandomResizedCrop(TASK.size), transforms.RandomHorizontalFlip(), *tail])
     judged = transforms.Compose(
         [transforms.Resize(round(TASK.size * 256 / 224)), transforms.CenterCrop(TASK.size), *tail]
     )
-    train = DataLoader(
-        datasets.ImageFolder(str(TASK.train), seen), batch_size=BATCH, shuffle=True, num_workers=WORKERS
-    )
+    train = DataLoader(datasets.ImageFolder(str(TASK.train), seen), batch_size=BATCH, shuffle=True, num_workers=WORKERS)
     test = DataLoader(datasets.ImageFolder(str(TASK.test), judged), batch_size=32)
     model = timm.create_model(
         "tf_efficientnet_lite0", pretrained=True, pretrained_cfg_overlay={"file": str(TASK.weights)}
