@@ -106,7 +106,8 @@ def _ahead(figures: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]
         for key in keys:
             those = [f for f in found if (f["set"], f["way"], f["minutes"]) == key]
             text = ", ".join(
-                f["peer"] + (" (no answer of ours yet)" if f["points"] is None else f" {f['points']:+.1f}") for f in those
+                f"{f['peer']} {'(no answer of ours yet)' if f['points'] is None else format(f['points'], '+.1f')}"
+                for f in those
             )
             print(f"| {key[0]} | {key[1]} | {key[2]} | {text} |")
     return found
@@ -186,8 +187,8 @@ def _labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
         places[i] = min(places[i], ceiling)
     for place, (height, y, peer, colour) in zip(places, wanted, strict=True):
         axes.annotate(
-            f"{peer} {y:.1f}", xy=(1, height), xycoords="axes fraction", xytext=(1.03, place), textcoords="axes fraction",
-            color=colour, fontsize=8, va="center", fontweight="bold" if peer.startswith(OURS) else "normal",
+            f"{peer} {y:.1f}", xy=(1, height), xycoords="axes fraction", xytext=(1.03, place),
+            textcoords="axes fraction", color=colour, fontsize=8, va="center",
+            fontweight="bold" if peer.startswith(OURS) else "normal",
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
-

@@ -12,6 +12,7 @@ is there already is not run again: the bench can be run in pieces, and the table
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -66,7 +67,7 @@ PEERS = {
 }
 SETS = ("ants_bees", "flowers17", "dtd10", "neu6", "wbc5")
 QUICK = {"sets": ["wbc5"], "peers": ["topwork-head", "sklearn", "fastai"], "runs": 1, "limit": 15.0, "size": 96}
-GRACE = 2.0, 120.0  # a run may take so many times its limit and so many seconds more, judging included, then it is ended
+GRACE = 2.0, 120.0  # a run is ended after so many times its limit and so many seconds more: judging is not in the limit
 SAMPLED_S = 1.0  # how often memory is looked at: a look costs some milliseconds of a core
 
 
@@ -98,8 +99,11 @@ def main() -> None:
     seen = [r for r in rows if r["size_px"] == o.size and r["set"] in o.sets and r["peer"] in o.peers]
     figures = report.show(seen, order=list(PEERS), picture=o.picture)
     common.finish(
-        {"bench": "peers", "quick": o.quick, "results": str(o.results), "left_out": left_out, "size_px": o.size, **figures}
-    )
+        {
+            "bench": "peers", "quick": o.quick, "results": str(o.results), "left_out": left_out, "size_px": o.size,
+            **figures,
+        }
+    )  # fmt: skip
 
 
 def _options() -> argparse.Namespace:
@@ -143,9 +147,8 @@ def _left_out(peers: list[Peer], folder: Path, *, make: bool) -> dict[str, str]:
         except (OSError, subprocess.CalledProcessError) as error:
             failed[env] = f"its environment could not be made ({error})"
     for peer in {p.adapter: p for p in peers if p.env not in failed}.values():
-        imports = "\n".join(
-            line for line in (HERE / peer.adapter).read_text().splitlines() if line.startswith(("import ", "from ", "os."))
-        )
+        text = (HERE / peer.adapter).read_text()
+        imports = "\n".join(line for line in text.splitlines() if line.startswith(("import ", "from ", "os.")))
         tried = subprocess.run(
             [envs.python(folder, peer.env), "-c", imports], cwd=HERE, env=_variables(1), capture_output=True, text=True,
             check=False,
@@ -304,10 +307,8 @@ def _sample(session: int, over: threading.Event, peak: list[float]) -> None:
 
 
 def _end(session: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(session, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _read(path: Path) -> list[dict[str, object]]:
