@@ -36,7 +36,7 @@ bench: $(VENV)/.installed   ## every bench at its real size (needs the labelled 
 bench-quick: $(VENV)/.installed
 	for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$file --quick || exit 1; done
 
-bench-peers: $(VENV)/.installed   ## topwork beside others, each in its own environment: hours, some 14 GB
+bench-peers: $(VENV)/.installed   ## topwork beside others, each in its own environment: hours, some 12 GB
 	$(BIN)/python bench/peers/run.py
 
 clean:

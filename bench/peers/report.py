@@ -14,6 +14,7 @@ FASTER = 8  # the target: so many times less wall time than fastai's default, at
 OURS, THEIRS = "topwork", "fastai"
 PANEL_IN, COLUMNS = (5.4, 3.6), 2
 FIRST_S = 4.0  # where the picture's logarithmic axis begins
+DEEP = 40.0  # points below the best end at which a panel is cut off
 APART = 0.047  # of a panel's height: labels closer than this are moved apart
 
 
@@ -28,9 +29,11 @@ def show(rows: Sequence[dict[str, Any]], *, order: Sequence[str], picture: Path)
     return {"sets": figures, "against_fastai": against, "ahead_of_topwork": _ahead(figures)}
 
 
-def reached(points: Sequence[dict[str, Any]], seconds: float) -> float | None:
-    """Accuracy of the last answer given by then; None before the first."""
-    return next((p["accuracy"] for p in reversed(points) if p["seconds"] <= seconds), None)
+def reached(row: dict[str, Any], seconds: float) -> float | None:
+    """Accuracy of a run's last answer by then; None before the first, and after the run was stopped."""
+    if not row["finished"] and seconds > row["limit_s"]:
+        return None
+    return next((p["accuracy"] for p in reversed(row["points"]) if p["seconds"] <= seconds), None)
 
 
 def _middle(values: Sequence[float | None]) -> float | None:
@@ -48,10 +51,10 @@ def _set(name: str, rows: Sequence[dict[str, Any]], order: Sequence[str]) -> dic
         own = [r for r in rows if r["peer"] == peer]
         row = {
             "runs": len(own), "finished": sum(r["finished"] for r in own),
-            "accuracy": _middle([reached(r["points"], float("inf")) for r in own]),
+            "accuracy": _middle([reached(r, r["limit_s"]) for r in own]),
             "wall_s": median(r["wall_s"] for r in own), "cpu_s": median(r["cpu_s"] for r in own),
             "peak_mib": median(r["peak_mib"] for r in own),
-            "after": {str(m): _middle([reached(r["points"], 60 * m) for r in own]) for m in MINUTES},
+            "after": {str(m): _middle([reached(r, 60 * m) for r in own]) for m in MINUTES},
             "failed": sum(not r["finished"] and not r["stopped"] for r in own),
         }  # fmt: skip
         found[peer] = row
@@ -75,6 +78,7 @@ def _against(figures: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, An
                 found.append(
                     {
                         "set": name, "peer": peer, "times_faster": theirs["wall_s"] / ours["wall_s"],
+                        "at_least": 2 * theirs["finished"] <= theirs["runs"],  # it was stopped before its end
                         "points": 100 * (ours["accuracy"] - theirs["accuracy"]),
                     }
                 )  # fmt: skip
@@ -83,7 +87,8 @@ def _against(figures: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, An
         print("| set | way | times faster | points | target |\n| --- | --- | --- | --- | --- |")
         for f in found:
             met = "met" if f["times_faster"] >= FASTER and f["points"] >= 0 else "missed"
-            print(f"| {f['set']} | {f['peer']} | {f['times_faster']:.1f} | {f['points']:+.1f} | {met} |")
+            sign = ">= " if f["at_least"] else ""
+            print(f"| {f['set']} | {f['peer']} | {sign}{f['times_faster']:.1f} | {f['points']:+.1f} | {met} |")
     return found
 
 
@@ -105,10 +110,9 @@ def _ahead(figures: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]
         keys = dict.fromkeys((f["set"], f["way"], f["minutes"]) for f in found)
         for key in keys:
             those = [f for f in found if (f["set"], f["way"], f["minutes"]) == key]
-            text = ", ".join(
-                f"{f['peer']} {'(no answer of ours yet)' if f['points'] is None else format(f['points'], '+.1f')}"
-                for f in those
-            )
+            none = those[0]["points"] is None
+            text = ", ".join(f["peer"] + ("" if none else f" {f['points']:+.1f}") for f in those)
+            text = f"no answer of ours yet; {len(those)} peers have one" if none else text
             print(f"| {key[0]} | {key[1]} | {key[2]} | {text} |")
     return found
 
@@ -132,11 +136,11 @@ def _draw(
     height = -(-len(figures) // COLUMNS)
     with rc_context(STYLE):
         figure = Figure(figsize=(COLUMNS * PANEL_IN[0], height * PANEL_IN[1]), layout="constrained")
-        panels = figure.subplots(height, COLUMNS, squeeze=False).flat
+        panels = list(figure.subplots(height, COLUMNS, squeeze=False).flat)
         for axes, (name, peers) in zip(panels, figures.items(), strict=False):
             ends = []
             for peer in peers:
-                x, y = _curve([r["points"] for r in rows if r["set"] == name and r["peer"] == peer], end)
+                x, y = _curve([r for r in rows if r["set"] == name and r["peer"] == peer], end)
                 if not x:
                     continue
                 colour = COLOURS[families.index(peer.partition("-")[0]) % len(COLOURS)]
@@ -151,12 +155,14 @@ def _draw(
             axes.set_title(f"{name}, {first['train']} training images", loc="left")
             axes.set_xscale("log")
             axes.set_xlim(FIRST_S, end)
-            ticks = [t for t in (5, 10, 20, 30, 60, 120, 240, 480, 960) if FIRST_S <= t <= end]
+            ticks = [t for t in (5, 10, 20, 60, 120, 240, 480, 960) if FIRST_S <= t <= end]
             axes.set_xticks(ticks, [f"{t} s" if t < 60 else f"{t // 60} min" for t in ticks])
             axes.minorticks_off()
             axes.set_ylabel("accuracy on the test part, %")
+            if ends:
+                axes.set_ylim(bottom=max(axes.get_ylim()[0], max(y for y, *_ in ends) - DEEP))
             _labels(axes, ends)
-        for axes in panels:
+        for axes in panels[len(figures) :]:
             axes.set_visible(False)
         figure.suptitle("Accuracy reached, against time since the process was started (medians)", x=0.01, ha="left")
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +170,15 @@ def _draw(
         figure.savefig(picture.with_suffix(".png"), dpi=110)
 
 
-def _curve(runs: Sequence[Sequence[dict[str, Any]]], end: float) -> tuple[list[float], list[float]]:
+def _curve(runs: Sequence[dict[str, Any]], end: float) -> tuple[list[float], list[float]]:
     """The median over runs of what was reached, at every time at which one of them changes, up to `end`."""
-    times = sorted({p["seconds"] for points in runs for p in points if p["seconds"] <= end})
-    pairs = [(t, _middle([reached(points, t) for points in runs])) for t in times]
+    times = sorted({p["seconds"] for row in runs for p in row["points"] if p["seconds"] <= end})
+    pairs = [(t, _middle([reached(row, t) for row in runs])) for t in times]
     kept = [(t, 100 * v) for t, v in pairs if v is not None]
-    return ([t for t, _ in kept] + [end], [v for _, v in kept] + [kept[-1][1]]) if kept else ([], [])
+    if not kept:
+        return [], []
+    last = end if all(row["finished"] for row in runs) else min(row["limit_s"] for row in runs if not row["finished"])
+    return [t for t, _ in kept] + [max(last, kept[-1][0])], [v for _, v in kept] + [kept[-1][1]]
 
 
 def _labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -177,7 +186,7 @@ def _labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     if not ends:
         return
     low, high = axes.get_ylim()
-    wanted = sorted(((y - low) / (high - low), y, peer, colour) for y, peer, colour in ends)
+    wanted = sorted((max(0.0, (y - low) / (high - low)), y, peer, colour) for y, peer, colour in ends)
     places: list[float] = []
     for height, *_ in wanted:
         places.append(max(height, places[-1] + APART) if places else height)
@@ -187,8 +196,10 @@ def _labels(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
         places[i] = min(places[i], ceiling)
     for place, (height, y, peer, colour) in zip(places, wanted, strict=True):
         axes.annotate(
-            f"{peer} {y:.1f}", xy=(1, height), xycoords="axes fraction", xytext=(1.03, place),
+            f"{peer} {y:.1f}", xy=(1, height), xycoords="axes fraction", xytext=(1.06, place),
             textcoords="axes fraction", color=colour, fontsize=8, va="center",
             fontweight="bold" if peer.startswith(OURS) else "normal",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5),
+            },
         )  # fmt: skip
