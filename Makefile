@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint types format bench bench-quick clean
+.PHONY: demo test test-fast lint types format bench bench-quick bench-peers clean
 
 # torch and torchvision first and by plain pip, as a pair: their builds must match.
 $(VENV)/.installed: pyproject.toml
@@ -35,6 +35,9 @@ bench: $(VENV)/.installed   ## every bench at its real size (needs the labelled 
 
 bench-quick: $(VENV)/.installed
 	for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do $(BIN)/python $$file --quick || exit 1; done
+
+bench-peers: $(VENV)/.installed   ## topwork beside others, each in its own environment: hours, some 12 GB
+	$(BIN)/python bench/peers/run.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info topwork-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
