@@ -28,7 +28,7 @@ from sklearn import datasets
 import topwork
 from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
 from topwork import cli, features, survey, zoo
-from topwork.engine import Engine
+from topwork.shards import Writer
 
 COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "backbones", "demo")
 
@@ -454,16 +454,16 @@ def test_a_bug_shows_its_trace(call: Call, monkeypatch: pytest.MonkeyPatch, fini
 
 
 def interrupt_at(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Press Ctrl-C while this batch of the pass goes through the backbone."""
-    see, seen = Engine.see, []
+    """Press Ctrl-C when this batch of the pass has gone through the backbone, before it is kept."""
+    append, seen = Writer.append, []
 
-    def interrupted(self: Engine, *arguments: Any, **options: Any) -> Any:
+    def interrupted(self: Writer, *arguments: Any) -> None:
         seen.append(1)
         if len(seen) == batch:
             signal.raise_signal(signal.SIGINT)
-        return see(self, *arguments, **options)
+        append(self, *arguments)
 
-    monkeypatch.setattr(Engine, "see", interrupted)
+    monkeypatch.setattr(Writer, "append", interrupted)
 
 
 def test_ctrl_c_ends_with_130_and_a_message(
@@ -502,11 +502,11 @@ def test_a_program_that_gets_sigint_ends_with_130(finished: Finished, tmp_path: 
     code = f"""
 import os, signal, sys
 from topwork.engine import Engine
-see = Engine.see
+submit = Engine.submit
 def interrupted(self, *arguments, **options):
     os.kill(os.getpid(), signal.SIGINT)
-    return see(self, *arguments, **options)
-Engine.see = interrupted
+    return submit(self, *arguments, **options)
+Engine.submit = interrupted
 sys.argv = ["topwork", "fit", {str(finished.folder)!r}, "--size", "32", "--cache", "new", "--out", "mine"]
 from topwork.cli import main
 main()

@@ -269,7 +269,23 @@ def test_it_is_the_plain_loop_without_a_cache(small: World, name: str) -> None:
     for key, weight in expected.weights.items():
         assert away({key: got[key]}, {key: weight}) < 1e-4, key
         assert away(before, {key: weight}) > 5e-4, f"{key} has hardly moved: it proves nothing"
-    np.testing.assert_allclose([e.loss for e in found.curve], expected.losses, rtol=1e-5)
+    # As near as the weights may be off: on another processor one of 18 cases was 1.003e-5 off.
+    np.testing.assert_allclose([e.loss for e in found.curve], expected.losses, rtol=1e-4)
+
+
+def test_a_narrow_1x1_convolution_is_trained_channels_first_to_the_same_gradient() -> None:
+    """In the other layout, PyTorch 2.14.1 writes outside its memory on processors with AVX2 alone."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 16, 1, stride=2, bias=False)
+    kept = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    train._keep_channels_first(kept)
+    assert kept.weight.stride() == (3, 1, 1, 1)
+    x = torch.randn(2, 3, 16, 16)
+    for convolution, pixels in ((plain, x), (kept, x.contiguous(memory_format=torch.channels_last))):
+        convolution(pixels).square().mean().backward()
+    assert plain.weight.grad is not None
+    torch.testing.assert_close(kept.weight, plain.weight)
+    torch.testing.assert_close(kept.weight.grad, plain.weight.grad)
 
 
 def before_training(w: World, start: head.Exact) -> dict[str, Tensor]:

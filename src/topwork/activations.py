@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from topwork import images
-from topwork.ahead import batches
-from topwork.engine import FLOAT16_MAX, Engine
+from topwork.ahead import flow
+from topwork.engine import FLOAT16_MAX, Engine, lanes
 from topwork.errors import DataError, ImageError
 from topwork.records import Augmentation, Example
 from topwork.thumbnails import USES, Thumbnails, under
@@ -29,7 +29,7 @@ from topwork.views import view_of
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
 
-BATCH = 16  # as in features.py
+BATCH = 8  # as in features.py
 
 DISK_SHARE = 0.25
 """Of the free disk space that the views of one run may take; they are deleted when it is done."""
@@ -79,13 +79,18 @@ class Store:
         aside = {p: self.folder / f".{uuid.uuid4().hex}" for p in missing}
         files = {p: path.open("wb") for p, path in aside.items()}
         engine = Engine(self.backbone.chain.segments[: missing[-1]], self.backbone.preprocessing)
+
+        def work(group: list[tuple[Example, NDArray[np.uint8]]]) -> list[tuple[int, NDArray[np.generic]]]:
+            return self._tapped(engine, np.stack([x for _, x in group]), missing)
+
         watch.begin("views", len(self.examples))
         try:
-            for group in batches(self.examples, lambda e: self._pixels(e, number), BATCH):
-                pixels = np.stack([x for _, x in group])
-                for point, block in self._tapped(engine, pixels, missing):
-                    files[point].write(block.tobytes())
-                watch.advance(len(group))
+            with lanes(engine.device) as shared:
+                passed = flow(self.examples, lambda e: self._pixels(e, number), work, BATCH, lanes=shared.count)
+                for group, blocks in passed:
+                    for point, block in blocks:
+                        files[point].write(block.tobytes())
+                    watch.advance(len(group))
             for point in missing:
                 files[point].close()
                 aside[point].replace(self._file(point, number))

@@ -1,8 +1,13 @@
-"""How is the next batch made ready while this one is worked on?"""
+"""How is the next batch made ready, and how are several computed at once?
+
+Threads serve: Pillow decodes and resizes, and networks compute, outside the interpreter's lock. They need nothing that
+spawned processes would need on macOS and Windows, and nothing has to be started or copied.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,25 +18,79 @@ AHEAD = 3
 
 T = TypeVar("T")
 R = TypeVar("R")
+W = TypeVar("W")
 
 
-def batches(items: Sequence[T], make: Callable[[T], R], size: int) -> Iterator[list[tuple[T, R]]]:
+def batches(
+    items: Sequence[T], make: Callable[[T], R], size: int, *, workers: int | None = None
+) -> Iterator[list[tuple[T, R]]]:
     """Items with what `make` gives for each, in order, in batches of `size`, prepared in threads.
 
-    Threads serve because Pillow decodes and resizes outside the interpreter's lock. What `make` raises
-    comes out here.
+    One thread at first; twice as many whenever the caller had to wait for a batch, up to `workers` (by default one per
+    processor). What `make` raises comes out here.
     """
+    most = workers or os.cpu_count() or 1
+    gate = _Gate(most)
+
+    def passed(item: T) -> R:
+        with gate:
+            return make(item)
+
     todo = [items[i : i + size] for i in range(0, len(items), size)]
     ahead: deque[tuple[Sequence[T], list[Future[R]]]] = deque()
-    with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) // 2)) as pool:
+    with ThreadPoolExecutor(max_workers=most) as pool:
         try:
             for group in todo[:AHEAD]:
-                ahead.append((group, [pool.submit(make, item) for item in group]))
+                ahead.append((group, [pool.submit(passed, item) for item in group]))
             for i in range(len(todo)):
                 group, futures = ahead.popleft()
+                if not all(future.done() for future in futures):
+                    gate.widen()
                 results = [future.result() for future in futures]
                 if i + AHEAD < len(todo):
-                    ahead.append((todo[i + AHEAD], [pool.submit(make, item) for item in todo[i + AHEAD]]))
+                    ahead.append((todo[i + AHEAD], [pool.submit(passed, item) for item in todo[i + AHEAD]]))
                 yield list(zip(group, results, strict=True))
         finally:  # also when the caller is interrupted: what waits is dropped
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def flow(
+    items: Sequence[T], make: Callable[[T], R], work: Callable[[list[tuple[T, R]]], W], size: int, *, lanes: int
+) -> Iterator[tuple[list[tuple[T, R]], W]]:
+    """Batches with what `work` gives for each, in order; `lanes` of them are worked on at once, beside the caller.
+
+    What `make` or `work` raises comes out here.
+    """
+    under_way: deque[tuple[list[tuple[T, R]], Future[W]]] = deque()
+    with ThreadPoolExecutor(max_workers=lanes) as pool:
+        try:
+            for batch in batches(items, make, size):
+                under_way.append((batch, pool.submit(work, batch)))
+                if len(under_way) > lanes:  # one waits, so that a lane that ends has something to do
+                    done, future = under_way.popleft()
+                    yield done, future.result()
+            while under_way:
+                done, future = under_way.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Gate:
+    """Lets one thread through at a time, later more."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.width = most, 1
+        self._room = threading.Semaphore(1)
+
+    def widen(self) -> None:
+        more = min(self.width, self._most - self.width)
+        self.width += more
+        if more:
+            self._room.release(more)
+
+    def __enter__(self) -> None:
+        self._room.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._room.release()

@@ -14,13 +14,14 @@ minute is no wait, and more than a quarter of an hour is asked for with --budget
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
-def seconds(text: str | None, fe_seconds: float) -> float:
+def seconds(text: str | None, fe_seconds: float, faster: float = 1.0) -> float:
     """A budget in seconds: a number of them, or such as 90s, 10m, 1h, 40fe (forward equivalents); None: the default.
 
+    `faster`: how many times faster than PyTorch the pass ran. Training cannot, so the default is of PyTorch's FE.
     Raises UsageError for anything else.
     """
     if text is None:
-        return min(MOST_BUDGET_S, max(LEAST_BUDGET_S, BUDGET_FE * fe_seconds))
+        return min(MOST_BUDGET_S, max(LEAST_BUDGET_S, BUDGET_FE * faster * fe_seconds))
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|fe|)\s*", text.lower())
     if match is None or float(match[1]) <= 0:
         raise UsageError(

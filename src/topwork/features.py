@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from topwork import images, shards
-from topwork.ahead import batches
-from topwork.engine import Engine
+from topwork import engine, images, shards, thumbnails
+from topwork.ahead import flow
+from topwork.engine import Engine, Pending
 from topwork.errors import ImageError
-from topwork.records import Example, Fault, Preprocessing
+from topwork.records import EngineFacts, Example, Fault, Preprocessing
+from topwork.thumbnails import Thumbnails
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
 
-BATCH = 16
-"""Images per forward pass on a CPU: larger gained nothing on 2 cores, and VGG's first maps at 224 px
-take 13 MB per image."""
+BATCH = 8
+"""Images per batch on a CPU: larger gained nothing, and at the end of a pass a lane waits for the others for as long as
+a batch takes."""
 
 BATCH_GPU = 64
 _FORMAT = "1"  # of the shards; part of the key
@@ -50,6 +52,7 @@ class Features:
     passed: int  # images that went through the backbone now; the others were found
     bytes_per_image: int  # on disk, on average
     faults: tuple[Fault, ...]
+    engine: EngineFacts  # what most of the images went through
     _shards: tuple[shards.Shard, ...]
     _places: NDArray[np.int64]  # (n, 2) shard and row
 
@@ -77,27 +80,28 @@ def measure(
     None (default): all, and the old task's logits.
     """
     deep = [None] * len(backbones) if depths is None else list(depths)
-    folders = [cache / "features" / key(b) for b in backbones]
-    missing = [_missing(b, examples, f, d) for b, f, d in zip(backbones, folders, deep, strict=True)]
-    faults = _pass(backbones, root, examples, missing, folders, deep, watch) if any(missing) else {}
+    missing = [_missing(b, examples, _folder(cache, b), d) for b, d in zip(backbones, deep, strict=True)]
+    faults = _pass(backbones, root, examples, missing, cache, deep, watch) if any(missing) else {}
     return tuple(
-        _found(b, examples, f, len(m - faults.keys()), faults, d)
-        for b, f, m, d in zip(backbones, folders, missing, deep, strict=True)
+        _found(b, examples, _folder(cache, b), len(m - faults.keys()), faults, d)
+        for b, m, d in zip(backbones, missing, deep, strict=True)
     )
 
 
 def unseen(backbone: Backbone, examples: Sequence[Example], *, depth: int | None = None, cache: Path) -> int:
     """How many different images of these a pass up to cut `depth` would still have to send through the backbone."""
-    return len(_missing(backbone, examples, cache / "features" / key(backbone), depth))
+    return len(_missing(backbone, examples, _folder(cache, backbone), depth))
 
 
-def price(backbone: Backbone, *, batch: int = 4) -> float:
+def price(backbone: Backbone, *, batch: int = 2) -> float:
     """Seconds of one image's forward pass here, tried on a few grey images: to know a pass's cost before it."""
-    engine = Engine(backbone.chain.segments, backbone.preprocessing)
+    tried = Engine(backbone.chain.segments, backbone.preprocessing)
     side = backbone.preprocessing.crop_px
     grey = np.full((batch, side, side, 3), 127, dtype=np.uint8)
-    engine.see(grey, logits=backbone.source_classes > 0)  # the first run also sets the kernels up
-    return float(engine.see(grey, logits=backbone.source_classes > 0).seconds.sum()) / batch
+    with engine.lanes(tried.device) as lanes:
+        tried.see(grey, logits=backbone.source_classes > 0)  # the first run also sets the kernels up
+        seconds = tried.see(grey, logits=backbone.source_classes > 0).seconds.sum()
+    return float(seconds) / batch / lanes.count
 
 
 def _widths(backbone: Backbone, depth: int | None = None) -> list[int]:
@@ -140,6 +144,7 @@ def _found(
         passed,
         (round(2 * columns[places[:, 0]].mean()) if kept else 2 * sum(widths)) + shards.RECORD,
         tuple(Fault(e.path, faults[e.digest].kind, faults[e.digest].detail) for e in examples if e.digest in faults),
+        shards.engine(every),
         held,
         places,
     )
@@ -167,6 +172,10 @@ def _per_segment(
     return timing, shards.timing(full, segments)[1:] if full else timing[1:]
 
 
+def _folder(cache: Path, backbone: Backbone) -> Path:
+    return cache / "features" / key(backbone)
+
+
 def key(backbone: Backbone) -> str:
     """The name under which a backbone's features are kept: weights, graph and preprocessing decide it."""
     parts = [_FORMAT, backbone.fingerprint, msgspec.json.encode(backbone.preprocessing).decode()]
@@ -175,37 +184,82 @@ def key(backbone: Backbone) -> str:
 
 def _pass(
     backbones: Sequence[Backbone], root: Path, examples: Sequence[Example], missing: Sequence[set[str]],
-    folders: Sequence[Path], depths: Sequence[int | None], watch: Watch,
+    cache: Path, depths: Sequence[int | None], watch: Watch,
 ) -> dict[str, Fault]:  # fmt: skip
-    """Send images through every backbone that misses them, once, and append what each sees to a shard of its own."""
+    """Send images through every backbone that misses them, once, and append what each sees to a shard of its own.
+
+    Decoding, the networks and the writing run beside each other: decoding in threads, batches in lanes, writing here.
+    """
     todo = list({e.digest: e for e in examples if any(e.digest in m for m in missing)}.values())
     at_work = [i for i, m in enumerate(missing) if m]
     engines = {i: Engine(backbones[i].chain.segments, backbones[i].preprocessing) for i in at_work}
-    batch = BATCH if engines[at_work[0]].device.type == "cpu" else BATCH_GPU
+    on = engines[at_work[0]].device
+    kept = thumbnails.under(cache)
+    batch = BATCH if on.type == "cpu" else BATCH_GPU
 
     def prepared(example: Example) -> dict[int, _Prepared] | Fault:
         wanted = [i for i in at_work if example.digest in missing[i]]
-        found = _pixels(root / example.path, example, [backbones[i].preprocessing for i in wanted])
+        found = _pixels(root / example.path, example, [backbones[i].preprocessing for i in wanted], kept)
         return found if isinstance(found, Fault) else dict(zip(wanted, found, strict=True))
+
+    def work(group: _Group) -> list[tuple[int, list[Example], float, Pending]]:
+        """What each backbone was given of a batch, the seconds of its decoding, and what will be seen."""
+        found = []
+        for i in at_work:
+            mine = [(e, x[i]) for e, x in group if not isinstance(x, Fault) and i in x]
+            if mine:
+                pixels = np.stack([x.pixels for _, x in mine])
+                found.append((i, [e for e, _ in mine], sum(x.seconds for _, x in mine), chosen[i].submit(pixels)))
+        return found
 
     faults: dict[str, Fault] = {}
     watch.begin("pass", sum(map(len, missing)))
     with ExitStack() as stack:
-        writers = {i: stack.enter_context(shards.Writer(folders[i], _widths(backbones[i], depths[i]))) for i in at_work}
-        for number, group in enumerate(batches(todo, prepared, batch)):
+        lanes = stack.enter_context(engine.lanes(on))
+        chosen = {
+            i: engine.choose(
+                engines[i], len(missing[i]),
+                partial(_sample, root, kept, backbones[i], [e for e in todo if e.digest in missing[i]]),
+                classifier=backbones[i].source_classes > 0, depth=depths[i], batch=batch, lanes=lanes,
+                home=cache / "engines" / key(backbones[i]),
+            )
+            for i in at_work
+        }  # fmt: skip
+        for c in chosen.values():
+            watch.show("engine", c.facts)
+        writers = {
+            i: stack.enter_context(
+                shards.Writer(_folder(cache, backbones[i]), _widths(backbones[i], depths[i]), chosen[i].facts)
+            )
+            for i in at_work
+        }
+        last = time.perf_counter()
+        for group, results in flow(todo, prepared, work, batch, lanes=lanes.count):
             faults.update({e.digest: x for e, x in group if isinstance(x, Fault)})
-            # In turn: whoever begins shares the cores with the decoding of the next batch.
-            for i in at_work[number % len(at_work) :] + at_work[: number % len(at_work)]:
-                mine = [(e, x[i]) for e, x in group if not isinstance(x, Fault) and i in x]
-                if mine:
-                    pixels, logits = np.stack([x.pixels for _, x in mine]), backbones[i].source_classes > 0
-                    seen = engines[i].see(pixels, depths[i], logits=logits)
+            done = {i: (mine, decode, pending.result()) for i, mine, decode, pending in results}
+            now = time.perf_counter()
+            # What was measured in threads beside each other, brought to what it took all together.
+            measured = sum(decode + seen.seconds.sum() for _, decode, seen in done.values())
+            scale, last = (now - last) / measured if measured else 1.0, now
+            for i in at_work:
+                if i in done:
+                    mine, decode, seen = done[i]
                     rows = [*seen.pooled, *([seen.logits] if seen.logits is not None else [])]
-                    decode = sum(x.seconds for _, x in mine)
-                    writers[i].append([bytes.fromhex(e.digest) for e, _ in mine], rows, decode, seen.seconds)
+                    digests = [bytes.fromhex(e.digest) for e in mine]
+                    writers[i].append(digests, rows, scale * decode, scale * seen.seconds)
                 watch.advance(sum(e.digest in missing[i] for e, _ in group))
     watch.end()
     return faults
+
+
+def _sample(
+    root: Path, kept: Thumbnails, backbone: Backbone, examples: Sequence[Example]
+) -> NDArray[np.uint8]:  # (b, h, w, 3)
+    """The first few usable images, for the race; none where the first ones are broken."""
+    found = (_pixels(root / e.path, e, [backbone.preprocessing], kept) for e in examples[: 2 * engine.SAMPLE])
+    pixels = [x[0].pixels for x in found if not isinstance(x, Fault)][: engine.SAMPLE]
+    side = backbone.preprocessing.crop_px
+    return np.stack(pixels) if pixels else np.zeros((0, side, side, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -216,7 +270,12 @@ class _Prepared:
     seconds: float
 
 
-def _pixels(path: Path, example: Example, preprocessings: Sequence[Preprocessing]) -> list[_Prepared] | Fault:
+_Group = list[tuple[Example, dict[int, _Prepared] | Fault]]
+
+
+def _pixels(
+    path: Path, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails
+) -> list[_Prepared] | Fault:
     """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale."""
     try:
         start = time.perf_counter()
@@ -233,7 +292,7 @@ def _pixels(path: Path, example: Example, preprocessings: Sequence[Preprocessing
             scale = images.decoded_size(data, p) if len(preprocessings) > 1 else None
             if scale not in decoded:
                 start = time.perf_counter()
-                image = images.decode(data, p)
+                image = kept.decode(data, example.digest, p)
                 decoded[scale] = image, time.perf_counter() - start
             image, seconds = decoded[scale]
             start = time.perf_counter()

@@ -365,6 +365,36 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTry:
+    """What a runtime was worth in the race for the frozen layers."""
+
+    name: str
+    set_up_s: float  # seconds until its first answer was there; expected ones where it was not tried
+    ms_per_image: float | None  # in one lane; None where it was not tried, or failed
+    difference: float | None  # to plain PyTorch: the largest at any cut, over the largest magnitude there
+    outcome: str  # "reference", "faster", "slower than ...", "differs: ...", "failed: ...", "not tried: ..."
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the frozen layers ran in, and how it was chosen."""
+
+    name: str  # of the winner
+    device: str
+    lanes: int  # batches computed at once
+    threads: int  # of each
+    tried: tuple[EngineTry, ...]  # plain PyTorch first; empty where the images were too few for a race
+
+    @property
+    def faster(self) -> float:
+        """Plain PyTorch's time over the winner's; 1 where there was no race."""
+        ms = {t.name: t.ms_per_image for t in self.tried}
+        own = ms.get(self.name)
+        reference = self.tried[0].ms_per_image if self.tried else None
+        return reference / own if own and reference else 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """run.json: every fact of a run."""
 
@@ -381,7 +411,7 @@ class RunRecord:
     tuning: Tuning | None  # None where only a head was asked for
     model: ModelSize  # what the saved model takes
     spending: Spending
-    engine: str
+    engine: EngineFacts  # of the chosen backbone's pass
     versions: dict[str, str]
     warnings: tuple[str, ...]
 

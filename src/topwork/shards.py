@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import UsageError
+from topwork.records import EngineFacts
+
+PLAIN = EngineFacts("pytorch", "cpu", 1, 1, ())
+"""What shards were filled with before anything else could be chosen."""
 
 RECORD = 20  # bytes per index record: 16 of the digest, 4 of the row's CRC-32
+
+
+TIMED_S = 1.0
+"""Seconds between two writings of the timing: a file that is renamed after every batch took 3% of a pass."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class Shard:
     digests: tuple[bytes, ...]
     timing: NDArray[np.float64]  # seconds: decoding, then each segment that was run
     widths: tuple[int, ...]  # of the columns that it holds: fewer than there are cuts where the pass stopped earlier
+    engine: EngineFacts = PLAIN
 
     def column(self, k: int) -> NDArray[np.float16]:
         """All rows at cut k, memory-mapped: (rows, width)."""
@@ -41,16 +51,17 @@ class Shard:
 
 
 class _Timing(msgspec.Struct, frozen=True):
-    """Seconds of all rows so far: decoding, then each segment."""
+    """Seconds of all rows so far: decoding, then each segment; and what they were seen with."""
 
     rows: int
     seconds: list[float]
+    engine: EngineFacts = PLAIN
 
 
 class Writer:
     """Appends rows to a shard of its own; closing it, also on an error, keeps what is complete."""
 
-    def __init__(self, folder: Path, widths: Sequence[int]) -> None:
+    def __init__(self, folder: Path, widths: Sequence[int], engine: EngineFacts = PLAIN) -> None:
         self.folder = folder / f"shard-{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True)
@@ -62,7 +73,8 @@ class Writer:
         self._columns: list[BinaryIO] = [(self.folder / f"{k:03d}.f16").open("wb") for k in range(len(widths))]
         self._index = (self.folder / "index").open("wb")
         self._timing: NDArray[np.float64] | None = None
-        self._rows = 0
+        self._rows, self._engine = 0, engine
+        self._timed = -float("inf")
 
     def __enter__(self) -> Writer:
         return self
@@ -82,11 +94,20 @@ class Writer:
         timing = np.concatenate([[decode], forward])
         self._rows += len(digests)
         self._timing = timing if self._timing is None else self._timing + timing
+        now = time.monotonic()
+        if now - self._timed > TIMED_S:
+            self._keep_timing()
+            self._timed = now
+
+    def _keep_timing(self) -> None:
+        assert self._timing is not None
         aside = self.folder / "timing.json.new"
-        aside.write_bytes(msgspec.json.encode(_Timing(self._rows, self._timing.tolist())))
+        aside.write_bytes(msgspec.json.encode(_Timing(self._rows, self._timing.tolist(), self._engine)))
         aside.replace(self.folder / "timing.json")  # a kill in between must not cost the shard
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if self._rows:
+            self._keep_timing()
         for file in [*self._columns, self._index]:
             os.fsync(file.fileno())
             file.close()
@@ -118,7 +139,8 @@ def _open(folder: Path, widths: Sequence[int]) -> Shard | None:
     if n == 0:
         return None
     records = [index[i * RECORD : (i + 1) * RECORD] for i in range(n)]
-    shard = Shard(folder, tuple(r[:16] for r in records), np.array(timing.seconds) / max(1, timing.rows), tuple(widths))
+    per_image = np.array(timing.seconds) / max(1, timing.rows)
+    shard = Shard(folder, tuple(r[:16] for r in records), per_image, tuple(widths), timing.engine)
     if (folder / "complete").exists():
         return shard  # its rows were written whole; checking them anew would read all of them at every start
     # Interrupted, perhaps by a power cut: rows are believed up to the first that fails its check.
@@ -127,7 +149,7 @@ def _open(folder: Path, widths: Sequence[int]) -> Shard | None:
         checks = [zlib.crc32(row.tobytes(), c) for row, c in zip(shard.column(k), checks, strict=True)]
     good = [r[16:] == c.to_bytes(4, "big") for r, c in zip(records, checks, strict=True)]
     n = good.index(False) if False in good else n
-    return Shard(folder, shard.digests[:n], shard.timing, shard.widths) if n else None
+    return replace(shard, digests=shard.digests[:n]) if n else None
 
 
 def gather(shards: Sequence[Shard], places: NDArray[np.int64], k: int, width: int) -> NDArray[np.float32]:
@@ -153,3 +175,8 @@ def timing(shards: Sequence[Shard], segments: int) -> NDArray[np.float64]:
     mean: NDArray[np.float64] = np.full(1 + segments, np.nan)
     np.divide(seconds, rows, out=mean, where=rows > 0)
     return mean
+
+
+def engine(shards: Sequence[Shard]) -> EngineFacts:
+    """What most of the rows were seen with."""
+    return max(shards, key=lambda s: len(s.digests)).engine if shards else PLAIN

@@ -15,6 +15,7 @@ from topwork.records import (
     BackboneFacts,
     CutScore,
     Dataset,
+    EngineFacts,
     Estimate,
     Fault,
     Metrics,
@@ -96,6 +97,8 @@ class TerminalWatch:
             dataset(self._console, fact)
         elif isinstance(fact, BackboneFacts):
             backbone(self._console, fact)
+        elif isinstance(fact, EngineFacts):
+            engine(self._console, fact)
         elif what == "faults" and isinstance(fact, tuple):
             faults(self._console, fact)
         elif what == "dropped" and isinstance(fact, Standing):
@@ -157,6 +160,17 @@ def backbone(console: Console, facts: BackboneFacts) -> None:
     console.print(
         f"[bold]Backbone[/]  {escape(facts.name)} ({escape(facts.weights)}), {facts.params / 1e6:.1f} M parameters,"
         f" {facts.macs / 1e9:.2f} G multiply-adds at {facts.preprocessing.crop_px} px, {len(facts.cuts)} cuts"
+    )
+
+
+def engine(console: Console, facts: EngineFacts) -> None:
+    """What the frozen layers run in; nothing where it is what everybody expects."""
+    if facts.name == "pytorch":
+        return
+    console.print(
+        f"[bold]Engine[/]  {escape(facts.name)}: {facts.faster:.1f} times as fast as PyTorch on these images, the same"
+        f" features",
+        highlight=False,
     )
 
 

@@ -43,6 +43,11 @@ CHECKPOINT_S = 20.0
 _FORMAT = "1"
 
 
+NARROW = 8
+"""Input channels below which a 1x1 convolution is trained channels first: its gradient in the other layout writes
+outside its memory on processors with AVX2 alone (torch 2.14.1; RepVGG's first block at 64 px ended the process)."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is to be learnt: images through their stored views, labels, and how much each class weighs."""
@@ -87,6 +92,9 @@ class Network(nn.Module):
         for segment in segments[1:] if recipe.strategy == "surgical" else []:
             segment.requires_grad_(False)
         self.to(memory_format=torch.channels_last)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels < NARROW and module.kernel_size == (1, 1):
+                _keep_channels_first(module)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -364,6 +372,13 @@ def schedule(done: float, warm_up: float, step: float) -> float:
     if done < warm_up:
         return (done + step) / (warm_up + step)
     return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def _keep_channels_first(convolution: nn.Conv2d) -> None:
+    """Give it weights and inputs that are not taken for channels-last ones; values stay what they are."""
+    with torch.no_grad():
+        convolution.weight.data = torch.empty(convolution.weight.shape).copy_(convolution.weight)
+    convolution.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
 
 def _inverse(scale: Floats) -> Tensor:

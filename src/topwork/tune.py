@@ -230,7 +230,7 @@ def _search(
         train.Task(store, labels, classes),
         start,
         search.Baseline(head.folds(labels, m.groups, o.seed), right, m.groups, m.importance),
-        search.Prices(float(timing[0]), timing[1:]),
+        search.Prices(float(timing[0]), m.features.engine.faster * timing[1:]),  # training runs in PyTorch
         budget,
         o.seed,
         cache,

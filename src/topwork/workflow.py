@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import data, engine, evaluate, head, model, plan, runs, survey, tune, zoo
+from topwork import data, evaluate, head, model, plan, runs, survey, tune, zoo
 from topwork.errors import DataError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
@@ -164,7 +164,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
         if o.strategy != "head":
             arms = _arms(seen, m, one_depth, o)
             with clock.time("train"):
-                budget = budgets.seconds(o.budget, m.features.fe_seconds) - seen.spent_seconds
+                budget = budgets.seconds(o.budget, m.features.fe_seconds, m.features.engine.faster) - seen.spent_seconds
                 tuned = tune.tune(
                     arms, frozen.head.right, o, budget=max(0.0, budget), cache=cache_folder(o.cache),
                     journal=waiting / "journal", watch=watch,
@@ -301,7 +301,7 @@ def _saved(
         return RunRecord(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
             data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
-            outcome.metrics, tuning, size, spending, engine.NAME, runs.versions(), m.dataset.warnings,
+            outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]

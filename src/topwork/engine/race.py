@@ -1,0 +1,248 @@
+"""Which runtime computes the frozen layers fastest here, and does it compute the same?
+
+A short race on real images, in which every runtime must give what plain PyTorch gives. What takes long to set up is
+only tried where the images to come repay it. What was found is remembered beside the exported graph, so that the next
+pass through the same network on this machine begins with the winner.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import util
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from topwork.engine import graph, runtimes
+from topwork.engine.lanes import Lanes
+from topwork.engine.pytorch import Engine, Pending, Seen
+from topwork.records import EngineFacts, EngineTry
+
+SAME = 1e-3
+"""Largest difference to plain PyTorch at any cut, over the largest value there: float16, as which features are kept,
+rounds by half of that."""
+
+SAMPLE = 4
+"""Images in the race: enough that the time of one call is no accident, few enough to be decoded twice."""
+
+LEAST = 64
+"""Images to come below which nothing is tried: no runtime repays even its being loaded."""
+
+WORTH = {"onnxruntime": 0.4, "openvino": 0.1, "torch.compile": 0.1, "pytorch, float16": 1.0}
+"""Share of the time which the images to come would take that may go into trying it. ONNX Runtime halves that time on
+nearly every CPU, so up to 0.4 is won; the others are a bet; half precision costs nothing to set up."""
+
+SET_UP_S = {"onnxruntime": 2.0, "openvino": 4.0, "torch.compile": 40.0, "pytorch, float16": 0.0}
+"""Seconds to set it up before anybody has measured it here; with the graph already there, KNOWN_S."""
+
+KNOWN_S = 0.3
+
+REFERENCE, FASTER = "reference", "faster"
+
+Submit = Callable[[NDArray[np.uint8]], Pending]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The runtime that won: `submit` takes (b, h, w, 3) uint8 pixels, from any number of threads at once."""
+
+    submit: Submit
+    facts: EngineFacts
+
+
+class _Memory(msgspec.Struct):
+    """What was found on this machine, one entry per runtime."""
+
+    machine: str
+    tried: dict[str, EngineTry]
+
+
+def choose(
+    engine: Engine, images: int, some: Callable[[], NDArray[np.uint8]], *, classifier: bool, depth: int | None = None,
+    batch: int, lanes: Lanes, home: Path, compiler: str | None = "inductor",
+) -> Chosen:  # fmt: skip
+    """Let the runtimes that may repay themselves over so many `images` run on `some` (b, h, w, 3), within lanes.
+
+    `engine` is the prepared network in PyTorch, the reference; its last segment is the old task's `classifier`, or
+    nothing that is wanted. `depth` counts the cuts that are wanted; None: all, and the classifier's logits. Batches
+    will be of `batch` images. `home` is the folder of this network alone in which graph and result are kept.
+    `compiler` is torch.compile's backend; None leaves that out. Whatever goes wrong in a runtime puts that one out of
+    the race, with the reason in the facts; PyTorch stays.
+    """
+    cuts = len(engine.segments) - 1
+    wanted = _Wanted(cuts if depth is None else depth, classifier and depth is None, depth)
+
+    def plain(pixels: NDArray[np.uint8]) -> Pending:
+        return engine.submit(pixels, depth, logits=wanted.logits)
+
+    def chosen(submit: Submit, winner: str, tried: dict[str, EngineTry]) -> Chosen:
+        return Chosen(
+            submit, EngineFacts(winner, engine.device.type, lanes.count, lanes.threads, tuple(tried.values()))
+        )
+
+    if images < LEAST or not len(sample := some()):
+        return chosen(plain, engine.name, {})
+    memory = _remembered(home, engine, lanes)
+    expected = plain(sample).result()  # also warms it up
+    clock = time.process_time if engine.device.type == "cpu" else time.perf_counter
+    seconds, seen = _timed(plain, sample, clock)
+    shares = seen.seconds / seen.seconds.sum()
+    best = EngineTry(engine.name, 0.0, 1000 * seconds, 0.0, REFERENCE)
+    tried: dict[str, EngineTry] = {engine.name: best}
+    submit: Submit = plain
+    for name, make in _contenders(engine, sample, shares, wanted, classifier, batch, lanes, home, compiler):
+        known = memory.tried.get(name)
+        if known is not None and known.outcome != FASTER:
+            tried[name] = known
+            continue
+        to_come = images * seconds / (lanes.count * lanes.threads)
+        cost = SET_UP_S[name] if known is None else min(known.set_up_s, KNOWN_S)
+        if cost > WORTH[name] * to_come:
+            tried[name] = EngineTry(name, cost, None, None, f"not tried: {to_come:.1f} s to come do not repay it")
+            continue
+        found, run = _tried(name, make, sample, expected, best, clock, known)
+        tried[name] = memory.tried[name] = found
+        if run is not None and found.ms_per_image is not None:
+            best, submit, seconds = found, run, found.ms_per_image / 1000
+    _remember(home, memory)
+    return chosen(submit, best.name, tried)
+
+
+def difference(seen: Seen, expected: Seen) -> float:
+    """The largest difference at any cut or in the logits, over the largest magnitude there; infinite where a value is
+    none or the shapes differ.
+    """
+    pairs = list(zip(seen.pooled, expected.pooled, strict=True))
+    if expected.logits is not None and seen.logits is not None:
+        pairs.append((seen.logits, expected.logits))
+    worst = 0.0
+    for got, wanted in pairs:
+        a, b = got.astype(np.float64), wanted.astype(np.float64)
+        if a.shape != b.shape or not np.isfinite(a).all():
+            return float("inf")
+        worst = max(worst, float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-12)))
+    return worst
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    depth: int
+    logits: bool
+    given: int | None  # as it was asked for: None for everything
+
+
+def _contenders(
+    engine: Engine, sample: NDArray[np.uint8], shares: NDArray[np.float64], wanted: _Wanted, classifier: bool,
+    batch: int, lanes: Lanes, home: Path, compiler: str | None,
+) -> Iterator[tuple[str, Callable[[], Submit]]]:  # fmt: skip
+    """Each runtime that is installed and runs on the device, with what sets it up; the most promising first."""
+    outputs = graph.names(wanted.depth, wanted.logits)
+
+    def exported() -> bytes:
+        file = home / "graph.onnx"
+        if file.exists():
+            try:
+                return graph.ends(file, outputs)
+            except Exception:  # damaged, or written by another version: made anew below
+                file.unlink(missing_ok=True)
+        graph.export(engine, sample, file, logits=classifier)
+        return graph.ends(file, outputs)
+
+    if engine.device.type == "cpu":
+        if util.find_spec("onnx") and util.find_spec("onnxruntime"):
+            yield "onnxruntime", lambda: runtimes.OnnxRuntime(exported(), outputs, shares, lanes.threads).submit
+        if util.find_spec("onnx") and util.find_spec("openvino"):
+            yield "openvino", lambda: runtimes.OpenVino(exported(), outputs, shares, lanes).submit
+    else:
+        half = copy.copy(engine)
+        half.precision = torch.float16
+        yield half.name, lambda: lambda x: half.submit(x, wanted.given, logits=wanted.logits)
+    if compiler is not None:
+        yield (
+            "torch.compile",
+            lambda: runtimes.Compiled(engine, batch, logits=wanted.logits, depth=wanted.given, backend=compiler).submit,
+        )
+
+
+def _tried(
+    name: str,
+    make: Callable[[], Submit],
+    sample: NDArray[np.uint8],
+    expected: Seen,
+    best: EngineTry,
+    clock: Clock, known: EngineTry | None,
+) -> tuple[EngineTry, Submit | None]:  # fmt: skip
+    """What a runtime is worth; and the runtime, where it is the best so far and right.
+
+    One that is known to be the fastest is not timed again; that it is right is seen each time.
+    """
+    begun = time.perf_counter()
+    try:
+        run = make()
+        apart = difference(run(sample).result(), expected)
+        set_up = time.perf_counter() - begun
+        if known is None or known.ms_per_image is None:
+            run(sample).result()  # ONNX Runtime's second run lays out its memory, and takes twice as long as the third
+            seconds = _timed(run, sample, clock)[0]
+        else:
+            set_up, seconds = known.set_up_s, known.ms_per_image / 1000
+    except Exception as error:  # every library has its own; none of them may end a pass that PyTorch can make
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return EngineTry(name, time.perf_counter() - begun, None, None, f"failed: {reason[:200]}"), None
+    took = EngineTry(name, set_up, 1000 * seconds, apart, FASTER)
+    if apart > SAME:
+        return replace(took, outcome=f"differs: by {apart:.2g} of the largest value, at most {SAME:.2g} may be"), None
+    if took.ms_per_image is None or best.ms_per_image is None or took.ms_per_image >= best.ms_per_image:
+        return replace(took, outcome=f"slower than {best.name}"), None
+    return took, run
+
+
+def _timed(run: Submit, sample: NDArray[np.uint8], clock: Clock) -> tuple[float, Seen]:
+    """Seconds per image of one lane, by a clock that on the CPU counts what is computed and not what is waited for:
+    whatever else keeps the machine busy, the same runtime wins.
+    """
+    begun = clock()
+    seen = run(sample).result()
+    return (clock() - begun) / len(sample), seen
+
+
+def _machine(engine: Engine, lanes: Lanes) -> str:
+    """What the result of a race holds for: the processor, the lanes, the versions of what ran."""
+    where = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        where = next(
+            (x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), where
+        )
+    libraries = [f"{n} {version(n)}" for n in ("torch", "onnxruntime", "openvino") if util.find_spec(n)]
+    return "; ".join([where, str(engine.device), f"{lanes.count} x {lanes.threads} threads", *libraries])
+
+
+def _remembered(home: Path, engine: Engine, lanes: Lanes) -> _Memory:
+    machine = _machine(engine, lanes)
+    try:
+        memory = msgspec.json.decode((home / "race.json").read_bytes(), type=_Memory)
+    except (OSError, msgspec.MsgspecError):
+        return _Memory(machine, {})
+    return memory if memory.machine == machine else _Memory(machine, {})
+
+
+def _remember(home: Path, memory: _Memory) -> None:
+    """Kept where it can be; a folder that cannot be written costs the next race, no more."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        aside = home / f".{uuid.uuid4().hex}"
+        aside.write_bytes(msgspec.json.encode(memory))
+        aside.replace(home / "race.json")
+    except OSError:
+        return
