@@ -15,9 +15,12 @@ WEIGHTS = SHARED / "weights"
 HELD_OUT = 3  # of 10 folds
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, **numbers: int) -> argparse.Namespace:
+    """--quick, and an option --NAME for each of `numbers`, with its default."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under 60 s on 2 cores")
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default {default})")
     return parser.parse_args()
 
 

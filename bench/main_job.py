@@ -32,7 +32,8 @@ BATCH = 8
 
 
 def main() -> None:
-    quick = common.arguments(__doc__ or "").quick
+    given = common.arguments(__doc__ or "", rounds=ROUNDS, sets=len(SETS))
+    quick = given.quick
     common.need_sets()
     start = time.perf_counter()
     import timm  # noqa: F401
@@ -42,12 +43,11 @@ def main() -> None:
     from topwork import workflow  # noqa: F401
 
     imports = time.perf_counter() - start
-    name, size = ("neu6", 96) if quick else ("flowers17", None)  # 600 and 612 images
     ratios: dict[str, list[float]] = {}
     floors: dict[str, list[float]] = {}
-    for name, size in (("neu6", 96),) if quick else SETS:
+    for name, size in (("neu6", 96),) if quick else SETS[: given.sets]:
         with tempfile.TemporaryDirectory() as folder:
-            for turn in range(1 if quick else ROUNDS):
+            for turn in range(1 if quick else given.rounds):
                 fe, engines = forward_equivalent(common.SETS / name, size, Path(folder) / "floor")
                 for engine, seconds in engines.items():
                     floors.setdefault(engine, []).append(seconds / fe)
