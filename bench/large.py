@@ -28,19 +28,20 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
 def main() -> None:
-    quick = common.arguments(__doc__ or "").quick
+    given = common.arguments(__doc__ or "", sets=len(MADE_LARGE), most=GROWTH[-1])
+    quick = given.quick
     common.need_sets()
     from topwork import survey
 
     if quick:  # so that a few hundred images count as many
         survey.LARGE, survey.FIRST = 1000, 400
     rows = []
-    for name, size in (("mnist5k", 32),) if quick else MADE_LARGE:
+    for name, size in (("mnist5k", 32),) if quick else MADE_LARGE[: given.sets]:
         with tempfile.TemporaryDirectory() as folder:
             many = Path(folder) / name
             enlarge(name, many, 1300 if quick else IMAGES)
             rows.append({"set": name, "size_px": size, **compared(many, size, Path(folder))})
-    growth = [grown(n) for n in ((150, 400) if quick else GROWTH)]
+    growth = [grown(n) for n in ((150, 400) if quick else GROWTH) if n <= given.most]
     for row in growth:
         per_image = ", ".join(f"{k} {1000 * v / row['images']:.2f}" for k, v in row["seconds"].items())
         print(
