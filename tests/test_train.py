@@ -181,6 +181,7 @@ def reference(w: World, recipe: Recipe, rows: Ints, start: head.Exact, seed: int
     first, last = NAMES.index(recipe.unfreeze), NAMES.index(recipe.cut)
     copied = blocks(copy.deepcopy(w.network).eval())
     prefix, kept = nn.Sequential(*copied[:first]), nn.Sequential(*copied[first : last + 1])
+    kept.to(memory_format=torch.channels_last)  # rounds as the network that is compared: AdamW makes much of little
     w_head = torch.from_numpy(start.weight).float().requires_grad_()  # (d, C)
     b_head = torch.from_numpy(start.bias).float().requires_grad_()
     mean, scale = torch.from_numpy(start.mean).float(), torch.from_numpy(start.scale).float()
@@ -269,8 +270,7 @@ def test_it_is_the_plain_loop_without_a_cache(small: World, name: str) -> None:
     for key, weight in expected.weights.items():
         assert away({key: got[key]}, {key: weight}) < 1e-4, key
         assert away(before, {key: weight}) > 5e-4, f"{key} has hardly moved: it proves nothing"
-    # As near as the weights may be off: on another processor one of 18 cases was 1.003e-5 off.
-    np.testing.assert_allclose([e.loss for e in found.curve], expected.losses, rtol=1e-4)
+    np.testing.assert_allclose([e.loss for e in found.curve], expected.losses, rtol=1e-5)
 
 
 def test_a_narrow_1x1_convolution_is_trained_channels_first_to_the_same_gradient() -> None:
