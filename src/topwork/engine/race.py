@@ -39,7 +39,8 @@ LEAST = 64
 
 WORTH = {"onnxruntime": 0.4, "openvino": 0.1, "torch.compile": 0.1, "pytorch, float16": 1.0}
 """Share of the time which the images to come would take that may go into trying it. ONNX Runtime took a third to
-almost a half of it off where it was measured (bench/engine.py); the others are a bet; half precision costs nothing to set up."""
+almost a half of it off where it was measured (bench/engine.py); the others are a bet; half precision costs nothing to
+set up."""
 
 SET_UP_S = {"onnxruntime": 2.0, "openvino": 4.0, "torch.compile": 40.0, "pytorch, float16": 0.0}
 """Seconds to set it up before anybody has measured it here; with the graph already there, KNOWN_S."""
