@@ -17,7 +17,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from topwork import images
 from topwork.errors import ImageError
-from topwork.records import Preprocessing
+from topwork.records import FileFacts, Preprocessing
 
 Pixels = NDArray[np.uint8]
 
@@ -211,7 +211,7 @@ def two_pictures(picture: Image.Image | Pixels) -> bytes:
 def test_look_does_not_decode(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_decoded", lambda image: pytest.fail("decoded"))
     data = two_pictures(noise(64, 48)) if format == "MPO" else encoded(noise(64, 48), format)
-    assert images.look(data) == images.ImageFacts(format, "RGB", 48, 64)
+    assert images.look(data) == FileFacts(format, "RGB", 48, 64, len(data))
     with pytest.raises(ImageError, match="damaged" if format == "WEBP" else "truncated"):
         images.look(data[: len(data) // 2])
 

@@ -11,7 +11,6 @@ import hashlib
 import stat
 import threading
 import warnings
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from topwork.errors import ImageError
-from topwork.records import Preprocessing
+from topwork.records import FileFacts, Preprocessing
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 """Decoded pixels above which a file is refused: Pillow's own bomb limit, 268 MB as RGB."""
@@ -51,16 +50,6 @@ Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 _opening = threading.Lock()  # warnings.catch_warnings is not thread-safe; opening reads only the header
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What the header of a usable file says. Sizes in pixels, as stored (before orientation)."""
-
-    format: str
-    mode: str
-    width_px: int
-    height_px: int
-
-
 def digest(data: bytes) -> str:
     """Name the content of a file: 128-bit BLAKE2b, hexadecimal (collisions are out of reach)."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -86,7 +75,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def look(data: bytes, *, decode: bool = False) -> ImageFacts:
+def look(data: bytes, *, decode: bool = False) -> FileFacts:
     """Say what a file is, or raise ImageError with what is wrong with it.
 
     Reads the header, checks the pixel limit, and finds files that end early (JPEG without its end marker, PNG with a
@@ -94,7 +83,7 @@ def look(data: bytes, *, decode: bool = False) -> ImageFacts:
     other than these carry no such mark and are always decoded.
     """
     image = _open(data)
-    facts = ImageFacts(image.format or "?", image.mode, image.width, image.height)
+    facts = FileFacts(image.format or "?", image.mode, image.width, image.height, len(data))
     if facts.format in _JPEGS and not _jpeg_ends(data):
         raise ImageError("truncated", "the JPEG data stops before its end marker")
     if facts.format == "PNG":

@@ -80,13 +80,30 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a usable file says of itself. Sizes in pixels, as stored (before orientation)."""
+
+    format: str
+    mode: str
+    width_px: int
+    height_px: int
+    bytes: int = 0
+    frames: int = 1  # pictures in the file (animation, pages); the first one counts
+    taken: str = ""  # EXIF time of capture, ISO 8601 without a zone; "" where it is not stated
+    camera: str = ""  # EXIF make and model; "" where they are not stated
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One labelled image: path relative to the root, index of its class, part, content digest."""
 
     path: str
-    label: int
+    label: int  # where an image may have several: the rarest of them, by which it is stratified
     part: Part
     digest: str
+    group: str = ""  # given by the user (patient, burst): images of one are never on two sides; "": none was
+    labels: tuple[int, ...] = ()  # all of them, rising, where an image may have several (Dataset.multi_label)
+    facts: FileFacts | None = None  # what its file says of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,7 @@ class Dataset:
     examples: tuple[Example, ...]
     faults: tuple[Fault, ...]
     warnings: tuple[str, ...]
+    multi_label: bool = False  # an image may have several labels, or none
 
     def part(self, *parts: Part) -> tuple[Example, ...]:
         """The examples of the given parts, in order."""
