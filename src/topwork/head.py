@@ -7,6 +7,7 @@ out-of-fold scores, makes either one's scores probabilities.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
-from topwork.probe import Factors, Floats, Ints, Probe, Standardised, factor, probe, weights
+from topwork.probe import Factors, Floats, Ints, Probe, Standardised, Table, factor, probe, weights
 from topwork.records import HeadFacts
 
 FORMULA = "3"
@@ -98,7 +99,7 @@ def folds(labels: Ints, groups: Ints | None, seed: int, k: int = FOLDS) -> Ints:
 
 
 def fit(
-    x: NDArray[np.float32],  # (n, d) pooled features at the chosen cut
+    x: Table,  # (n, d) pooled features at the chosen cut
     labels: Ints,
     classes: int,
     loo: Probe,  # of the same features
@@ -116,7 +117,7 @@ def fit(
     alone = np.array([penalty])
     ridge = probe(x, labels, classes, groups=fold, penalties=alone, standard=standard, factors=factors)
     ridge_accuracy = float(a @ ridge.correct[:, 0]) / len(x)
-    path = _path(x, labels, classes, fold, standard, factors) if x.size <= LOGISTIC_VALUES else None
+    path = _path(x, labels, classes, fold, standard, factors) if math.prod(x.shape) <= LOGISTIC_VALUES else None
     if path is None:
         reason = f"ridge: logistic regression is not tried on more than {LOGISTIC_VALUES:,} feature values"
     else:
@@ -165,9 +166,7 @@ class _Path:
     loss: NDArray[np.float32]  # (n, P)
 
 
-def _path(
-    x: NDArray[np.float32], labels: Ints, classes: int, fold: Ints, standard: Standardised, factors: Factors
-) -> _Path:
+def _path(x: Table, labels: Ints, classes: int, fold: Ints, standard: Standardised, factors: Factors) -> _Path:
     """Out-of-fold logits along the penalties."""
     u, a = _left(x, standard, factors), factors.root**2
     n, rows = len(labels), np.arange(len(labels))
@@ -235,18 +234,18 @@ def _walk(
 
 
 def _refit(
-    x: NDArray[np.float32], labels: Ints, classes: int, best: int, standard: Standardised, factors: Factors
+    x: Table, labels: Ints, classes: int, best: int, standard: Standardised, factors: Factors
 ) -> tuple[Floats, Floats]:
     walk = _walk(_left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit)
     w, b = next(islice(walk, best, None))
     if factors.v is not None:
         return factors.v @ w, b
     assert factors.u is not None
-    rows = factors.root[:, None] * standard(x)
+    rows = factors.root[:, None] * standard(x[:])
     return rows.T @ (factors.u @ (w / np.sqrt(factors.s)[:, None])), b  # X' U / sqrt(s) = V
 
 
-def _left(x: NDArray[np.float32], standard: Standardised, factors: Factors) -> NDArray[np.float32]:
+def _left(x: Table, standard: Standardised, factors: Factors) -> NDArray[np.float32]:
     """X V / sqrt(s): the rows in at most n coordinates. L2 penalties do not see the rotation: the fit is the same."""
     return (factors.left(x, standard, slice(None)) / factors.root[:, None]).astype(np.float32)
 

@@ -236,7 +236,7 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
     fitted, classes = frozen.head, m.dataset.classes
     if m.locked != "out-of-sample":
         rows = m.locked_rows
-        scores = (frozen.features(m, rows) @ fitted.weight + fitted.bias).astype(np.float64)
+        scores = frozen.scores(m, rows)
         metrics = evaluate.metrics(
             scores, m.labels[rows], classes,
             temperature=fitted.temperature, on=m.locked, independent=_independent(m, rows),
