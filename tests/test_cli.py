@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -448,6 +449,19 @@ def test_a_bug_shows_its_trace(call: Call, monkeypatch: pytest.MonkeyPatch, fini
     monkeypatch.setattr("topwork.workflow.fit", broken)
     with pytest.raises(ZeroDivisionError, match="ours"):
         call("fit", finished.folder)
+
+
+def test_a_full_disk_is_told_in_words(
+    call: Call, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "000.f16"))
+
+    monkeypatch.setattr(Writer, "append", full)
+    end = call("plan", photos, "--size", SIZE_PX)
+    assert end.code == 1
+    assert f"no space is left on the disk for {tmp_path / '000.f16'}" in end.words
+    assert "--cache" in end.words and "Traceback" not in end.words
 
 
 # ---------------------------------------------------------------------------------------------- Ctrl-C

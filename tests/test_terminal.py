@@ -540,5 +540,15 @@ def test_progress_goes_to_standard_error_alone(
     assert "3/3" in seen.err
 
 
+def test_a_download_is_told_in_bytes(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    watch = terminal.TerminalWatch(console())
+    for total, said in ((4_000_000, "3.0/4.0 MB"), (0, "3.0/? MB")):  # 0: the server does not say how much comes
+        watch.begin("pull", total)
+        watch.advance(3_000_000)
+        watch.end()
+        assert said in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capfd.readouterr().err)
+
+
 def test_every_stage_that_is_announced_has_a_text(finished: Finished) -> None:
     assert {stage for stage, _ in finished.log.stages} <= terminal.STAGES.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import sys
 from enum import StrEnum
@@ -93,6 +94,8 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _disk_full(error)
         _usage_or_raise(error)
     if code == INTERRUPTED:  # typer gives it back for Ctrl-C instead of raising
         sys.stderr.write(
@@ -448,6 +451,15 @@ def _utf8() -> TextIO:
     writer: Any = codecs.getwriter("utf-8")
     stream: TextIO = writer(buffer, errors="backslashreplace")
     return stream
+
+
+def _disk_full(error: OSError) -> NoReturn:
+    where = f" for {error.filename}" if error.filename else ""
+    sys.stderr.write(
+        f"topwork: no space is left on the disk{where}; what was computed is kept. Free some, or keep features"
+        " elsewhere with --cache and runs with --out, and start the same command again\n"
+    )
+    raise SystemExit(1) from error
 
 
 def _usage_or_raise(error: Exception) -> NoReturn:

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +42,7 @@ STAGES = {
     "views": "Passing views through the frozen layers",
     "train": "Training",
     "predict": "Predicting",
-    "pull": "Downloading weights (bytes)",
+    "pull": "Downloading weights",
     "list": "Looking at the networks",
 }
 LOCKED = ("test folder", "val folder", "held-out part")
@@ -70,13 +80,13 @@ class TerminalWatch:
 
     def begin(self, stage: str, total: int) -> None:
         """Start a progress bar."""
+        done, speed = (DownloadColumn(), TransferSpeedColumn()) if stage == "pull" else (MofNCompleteColumn(), _Speed())
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), _Speed(),
-            TimeRemainingColumn(), console=self._lines, transient=True,
-            disable=not self._lines.is_terminal,
+            TextColumn("{task.description}"), BarColumn(BAR), done, speed, TimeRemainingColumn(),
+            console=self._lines, transient=True, disable=not self._lines.is_terminal,
         )  # fmt: skip
         self._progress.start()
-        self._progress.add_task(STAGES.get(stage, stage), total=total)
+        self._progress.add_task(STAGES.get(stage, stage), total=total or None)  # 0: how much, nobody said
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar."""
