@@ -11,6 +11,7 @@ import hashlib
 import stat
 import threading
 import warnings
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -35,6 +36,9 @@ FULL_RANGE_16 = 257.0
 """65535 / 255. 16-bit grey is scaled by its type's full range, not by its content: two files of one
 scanner must stay comparable, and training and prediction must agree on a file alone."""
 
+MAX_CAMERA = 80
+"""Letters of a camera's name that are kept: EXIF allows 64 kB of them."""
+
 _GREY_16 = np.rint(np.arange(2**16) / FULL_RANGE_16).astype(np.uint8)  # looked up: half the time of the formula
 
 _RESAMPLING = {
@@ -44,6 +48,7 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _JPEGS = {"JPEG", "MPO"}  # a telephone's .jpg often holds a second picture (depth, gain map): Pillow's MPO
+_WALKED = {"GIF", "TIFF"}
 Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 """What may stand for one image: encoded bytes, a path, a Pillow image or a uint8 array."""
 
@@ -83,7 +88,7 @@ def look(data: bytes, *, decode: bool = False) -> FileFacts:
     other than these carry no such mark and are always decoded.
     """
     image = _open(data)
-    facts = FileFacts(image.format or "?", image.mode, image.width, image.height, len(data))
+    facts = _facts(image, data)
     if facts.format in _JPEGS and not _jpeg_ends(data):
         raise ImageError("truncated", "the JPEG data stops before its end marker")
     if facts.format == "PNG":
@@ -209,6 +214,52 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError("too many pixels", f"{image.width} x {image.height}; at most {MAX_PIXELS:,}")
     return image
+
+
+def _facts(image: Image.Image, data: bytes) -> FileFacts:
+    """What the header says; `image` is opened and not decoded. What is broken in EXIF counts as not stated."""
+    taken = camera = ""
+    try:
+        exif = image.getexif()
+        if exif:
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+            taken = _time(
+                details.get(ExifTags.Base.DateTimeOriginal)
+                or details.get(ExifTags.Base.DateTimeDigitized)
+                or exif.get(ExifTags.Base.DateTime)
+            )
+            camera = _camera(exif.get(ExifTags.Base.Make), exif.get(ExifTags.Base.Model))
+    except Exception:  # Pillow's EXIF reader raises a dozen types
+        taken = camera = ""
+    format = image.format or "?"
+    return FileFacts(format, image.mode, *image.size, len(data), _frames(image, data), taken, camera)
+
+
+def _frames(image: Image.Image, data: bytes) -> int:
+    """How many pictures the file holds. Only the first counts, so what is broken after it is not looked at."""
+    try:
+        if image.format in _WALKED:  # their counting moves through the file: not through the one to be decoded
+            image = _open(data)
+        return max(1, int(getattr(image, "n_frames", 1)))
+    except Exception:
+        return 1
+
+
+def _time(value: object) -> str:
+    """EXIF's "2024:05:06 07:08:09" as ISO 8601; "" where it is none (zeros and blanks are common)."""
+    try:
+        return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return ""
+
+
+def _camera(make: object, model: object) -> str:
+    """Make and model, the make once: many models begin with it."""
+    texts = [str(t or "").strip("\0 ") for t in (make, model)]
+    if texts[0] and texts[1].lower().startswith(texts[0].lower()):
+        texts = texts[1:]
+    text = " ".join(t for t in texts if t)[:MAX_CAMERA]
+    return text.encode("utf-8", "replace").decode()
 
 
 def _decoded(image: Image.Image) -> Image.Image:
