@@ -48,25 +48,26 @@ def grey(
 def hashed(
     sketches: NDArray[np.uint8],  # (n, 16, 16, 3)
 ) -> NDArray[np.uint64]:  # (n,)
-    """Perceptual hashes: the signs of 64 low frequencies of the grey sketch about their median.
+    """Perceptual hashes: the signs of the 64 lowest frequencies (DCT-II) of the grey sketch, from the lowest bit on.
 
-    Two images that look the same differ in few bits. The lowest frequency (the mean) is left out: brightness says
-    nothing about what is seen.
+    Two images that look the same differ in few bits. The mean is left out: brightness says nothing about what is
+    seen. The same bits are low in every hash, so that stretches of it can be compared alone.
     """
-    waves = _waves()
-    spectra = waves @ grey(sketches) @ waves.T  # (n, 8, 8), both frequencies 1..8 or 0..7
-    flat = spectra.reshape(len(sketches), 64)
-    bits = flat > np.median(flat, axis=1, keepdims=True)
-    packed: NDArray[np.uint64] = np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
+    waves, rows, columns = _waves()
+    spectra = waves @ grey(sketches) @ waves.T
+    bits = np.ascontiguousarray(spectra[:, rows, columns] > 0)
+    packed: NDArray[np.uint64] = np.packbits(bits, axis=1, bitorder="little").view("<u8").ravel().astype(np.uint64)
     return packed
 
 
 @lru_cache(maxsize=1)
-def _waves() -> NDArray[np.float32]:  # (8, 16)
-    """The rows 1..8 of the DCT-II of 16 points."""
-    k, x = np.arange(1, 9)[:, None], np.arange(SIDE)[None]
-    waves: NDArray[np.float32] = np.cos(np.pi * k * (2 * x + 1) / (2 * SIDE)).astype(np.float32)
-    return waves
+def _waves() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:  # (16, 16), (64,), (64,)
+    """The DCT-II of 16 points, and which pairs of frequencies are lowest by their length, the mean left out."""
+    k = np.arange(SIDE)
+    waves = np.cos(np.pi * k[:, None] * (2 * k[None] + 1) / (2 * SIDE)).astype(np.float32)
+    lengths = (k[:, None] ** 2 + k[None] ** 2).ravel()
+    lowest = np.argsort(lengths, kind="stable")[1:65]
+    return waves, lowest // SIDE, lowest % SIDE
 
 
 class Sketches:
