@@ -34,7 +34,7 @@ BATCH = 8
 a batch takes."""
 
 BATCH_GPU = 64
-_FORMAT = "1"  # of the shards; part of the key
+_FORMAT = "2"  # of the shards, and of what images.decode makes of a file's bytes; part of the key
 
 
 @dataclass(frozen=True)
