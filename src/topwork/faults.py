@@ -132,7 +132,7 @@ def near(
     All hashes are compared with all, as products of signs: exact, and 50,000 images take seconds. Of the pairs, as
     many come back as join all that belong together.
     """
-    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+    flat = pixels.reshape(len(pixels), 3 * sketches.SIDE**2).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1)
     told = np.flatnonzero(norms >= EVEN * np.sqrt(flat.shape[1]))
