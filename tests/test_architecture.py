@@ -36,9 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "pictures": {"files"},
     "trackers": set(),
-    "data": {"images", "statistics"},
+    "data": {"images", "sketches", "statistics"},
     "shards": set(),
-    "features": {"images", "zoo", "engine", "ahead", "shards", "thumbnails"},
+    "features": {"images", "zoo", "engine", "ahead", "shards", "sketches", "thumbnails"},
+    "sketches": set(),
+    "faults": {"sketches"},
+    "cleaned": {"files"},
     "probe": set(),
     "plan": {"statistics"},
     "head": {"probe"},
@@ -49,14 +52,17 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "memo", "probe", "head", "stack", "plan"},
-    "survey": {"budget", "data", "features", "measurement", "plan", "statistics", "zoo"},
+    "survey": {"budget", "data", "faults", "features", "sketches", "measurement", "plan", "statistics", "zoo"},
     "runs": {"files", "model", "pictures"},
     "workflow": {
         "budget",
         "measurement",
         "survey",
         "tune",
+        "cleaned",
         "data",
+        "faults",
+        "sketches",
         "zoo",
         "head",
         "plan",
@@ -65,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
     },
     # the front door reads, it computes nothing
-    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
+    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "faults", "pictures"}
     | {"catalogue"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "catalogue", "zoo"},  # lazily

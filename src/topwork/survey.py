@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from topwork import budget as budgets
-from topwork import data, features, plan, zoo
+from topwork import data, faults, features, plan, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
 from topwork.measurement import Measured, cache_folder, keeps_scores, probed, reach
-from topwork.records import CutScore, Dataset, Example, Fate, Plan, Standing
+from topwork.records import CutScore, Dataset, Example, Fate, Part, Plan, Standing
+from topwork.sketches import Sketches
 from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
@@ -164,8 +165,10 @@ def measure(
     wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in (*cuts, cut)))
     with clock.time("look"):
         dataset = data.read_folder(root, watch=watch)
-        dataset, locked = data.lock(dataset, seed)
+        given = dataset  # its parts are the user's own
+        dataset, locked = data.lock(replace(dataset, findings=faults.before(dataset)), seed)
     watch.show("data", dataset)
+    watch.show("findings", dataset.findings)
     with clock.time("load"):
         contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:
@@ -182,7 +185,7 @@ def measure(
         watch.show("dropped", standing)
     race = _Race(
         contenders, dropped, locked, delta, cut, several_depths, enough, auto, balance, seed, home, watch, clock,
-        sum(e.part == "train" for e in dataset.examples),
+        sum(e.part == "train" for e in dataset.examples), {e.path: e.part for e in given.examples},
     )  # fmt: skip
     return race.decided_early(dataset) or race.whole(dataset)
 
@@ -239,6 +242,7 @@ class _Race:
     watch: Watch
     clock: Clock
     images: int  # that choices can be made with
+    parts: dict[str, Part]  # by path, as the user gave them
     spent: float = 0.0
     passed: int = 0
 
@@ -280,10 +284,19 @@ class _Race:
         if seen[0].faults:
             dataset = data.without(dataset, seen[0].faults)
             self.watch.show("faults", seen[0].faults)
+        with self.clock.time("look"):
+            dataset = self._seen_through(dataset)
         with self.clock.time("probe"):
             measured = self._probed(dataset, seen)
         self.images = len(measured[0].rows)
         return self._survey(measured)
+
+    def _seen_through(self, dataset: Dataset) -> Dataset:
+        """With the findings that decoding has brought to light."""
+        given = replace(dataset, examples=tuple(replace(e, part=self.parts[e.path]) for e in dataset.examples))
+        found = faults.after(given, *Sketches.under(self.cache).get([e.digest for e in given.examples]))
+        self.watch.show("findings", found)
+        return replace(dataset, findings=faults.ranked((*dataset.findings, *found)))
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""
