@@ -199,7 +199,7 @@ def choose(table: Table, columns: Columns) -> Chosen:
         for column in wanted:
             if column is not None and column not in have:
                 raise UsageError(f"--{option}-column {column}: {table.name} has no such column; it has {_list(have)}")
-    image = columns.image or _image(table)
+    image = columns.image or _image(table, {columns.split, columns.group, *columns.labels})
     group = columns.group or _first(have, GROUP_NAMES, {image, *columns.labels})
     split = columns.split or _split(table, {image, group, *columns.labels})
     labels = columns.labels or (_label(table, {image, group, split}),)
@@ -326,21 +326,22 @@ def _parts(table: Table, column: str) -> list[Part]:
     return [PARTS[v.lower()] for v in values]
 
 
-def _image(table: Table) -> str:
+def _image(table: Table, taken: set[str | None]) -> str:
     """The column of the images. Raises UsageError where it cannot be guessed."""
     have = table.columns()
-    like = [c for c in have if _like_images(table, c)]
-    by_name = _first(like, IMAGE_NAMES, set())
-    if by_name is None and len(like) == 1:
-        by_name = like[0]
-    if by_name is None and not like:
-        by_name = _first(have, IMAGE_NAMES, set())
-    if by_name is not None:
-        return by_name
     if any(c.lower().endswith(IMAGE_SUFFIXES) for c in have):
         raise UsageError(
             f"{table.name}: its first line looks like a row; expected a line with the columns' names first"
         )
+    labels = {_first(have, LABEL_NAMES, taken), *taken}
+    like = [c for c in have if c not in labels and _like_images(table, c)]
+    by_name = _first(like, IMAGE_NAMES, set())
+    if by_name is None and len(like) == 1:
+        by_name = like[0]
+    if by_name is None and not like:
+        by_name = _first(have, IMAGE_NAMES, taken)
+    if by_name is not None:
+        return by_name
     raise UsageError(
         f"{table.name}: which column names the images? "
         + (f"{_list(like)} could; " if like else "")
