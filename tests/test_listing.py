@@ -449,10 +449,13 @@ def test_broken_lines_are_faults(home: Path) -> None:
     (home / "x.jsonl").write_text('{"file": \n' + text + "[" * 100_000 + "\n7\n\n")
     found = read(str(home / "x.jsonl"))
     assert len(found.examples) == 4
-    assert {f.path for f in found.faults} == {f"x.jsonl, row {n}" for n in (1, 6)}
+    assert [f.path for f in found.faults] == [f"x.jsonl, row {n}" for n in (1, 6, 7)]
+    assert all(f.detail.startswith("no JSON") for f in found.faults)
     (home / "x.csv").write_text("file,label\n" + "".join(f"{r['file']},{r['label']}\n" for r in four()) + "4.png,a,c\n")
     found = read(str(home / "x.csv"))
-    assert [(f.path, f.kind) for f in found.faults] == [("x.csv, row 6", "not a row")]
+    assert [(f.path, f.kind, f.detail) for f in found.faults] == [
+        ("x.csv, row 6", "not a row", "3 cells, 2 names of columns")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -469,6 +472,15 @@ def test_labels_that_are_no_text_become_text(home: Path, values: list[Any], want
     rows = [{"file": f"{i}.png", "label": v} for i, v in enumerate(values)]
     for source in (as_jsonl(home, rows), as_parquet(home, rows)):
         assert list(labels_of(read(source)).values()) == list(wanted)
+
+
+def test_the_numbers_of_the_rows_are_no_labels(home: Path) -> None:
+    """However pandas left them there."""
+    for first in ("", "Unnamed: 0"):
+        rows = [{first: i, "file": r["file"], "kind": r["label"]} for i, r in enumerate(four())]
+        assert set(labels_of(read(as_csv(home, rows))).values()) == {"a", "b"}
+    rows = [{"file": r["file"], "kind": r["label"], "__index_level_0__": i} for i, r in enumerate(four())]
+    assert set(labels_of(read(as_parquet(home, rows))).values()) == {"a", "b"}
 
 
 def test_integers_beside_a_gap_are_integers(home: Path) -> None:
