@@ -50,7 +50,7 @@ def split(source: Path, target: Path) -> None:
 
     from topwork import data, head
 
-    examples = data.read_folder(source)
+    examples = data.read(source)
     labels = np.array([e.label for e in examples.examples])
     _, groups = np.unique([e.digest for e in examples.examples], return_inverse=True)
     fold = head.folds(labels, groups, 0, 10)

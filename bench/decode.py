@@ -304,7 +304,7 @@ def looking(quick: bool) -> dict[str, float]:
     """Wall milliseconds per file of reading a folder (bytes, header, end marker, digest), and of its parts alone."""
     folder = common.SETS / ("neu6" if quick else "flowers17")
     start = time.perf_counter()
-    seen = data.read_folder(folder)
+    seen = data.read(folder)
     whole = 1000 * (time.perf_counter() - start) / len(seen.examples)
     contents = [images.read_bytes(folder / e.path) for e in seen.examples]
     parts = {

@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 import common
-from topwork import activations, features, train, zoo
+from topwork import activations, data, features, train, zoo
 from topwork.ahead import batches
-from topwork.data import read_folder
 from topwork.head import Exact
 from topwork.records import Augmentation, Recipe
 from topwork.views import view
@@ -46,7 +45,7 @@ def main() -> None:
 def measured(name: str, size: int, folder: Path, *, quick: bool) -> dict[str, object]:
     backbone = random_backbone(name, size)
     root = common.SETS / SET
-    dataset = read_folder(root)
+    dataset = data.read(root)
     examples = dataset.examples[::3] if quick else dataset.examples
     labels = np.array([e.label for e in examples])
     classes = len(dataset.classes)

@@ -103,7 +103,7 @@ def enlarge(name: str, target: Path, count: int, size: int | None = None) -> Non
     from topwork import data
 
     source, rng = common.SETS / name, np.random.default_rng(0)
-    dataset = data.read_folder(source)
+    dataset = data.read(source)
     order = rng.permutation(len(dataset.examples))
     for i in range(count):
         example = dataset.examples[order[i % len(order)]]

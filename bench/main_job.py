@@ -105,7 +105,7 @@ def forward_equivalent(folder: Path, size: int | None, home: Path) -> tuple[floa
 
     backbone = zoo.load(size_px=size)
     engine = Engine(backbone.chain.segments, backbone.preprocessing)
-    paths = [folder / e.path for e in data.read_folder(folder).examples]
+    paths = [folder / e.path for e in data.read(folder).examples]
     if not (home / "graph.onnx").exists():
         side = backbone.preprocessing.crop_px
         graph.export(engine, np.zeros((2, side, side, 3), dtype=np.uint8), home / "graph.onnx", logits=True)

@@ -156,7 +156,7 @@ def price(*, quick: bool) -> float:
     names = PRICED[1:3] if quick else PRICED
     root = common.SETS / ("wbc5" if quick else "flowers17")
     size = 64 if quick else None
-    examples = data.read_folder(root).examples
+    examples = data.read(root).examples
     backbones = [zoo.load(n, weights=None if n == zoo.EMBEDDED else common.WEIGHTS, size_px=size) for n in names]
     ratios = []
     for _ in range(1 if quick else ROUNDS):

@@ -70,7 +70,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def examples(root: Path) -> tuple[Example, ...]:
-    return data.read_folder(root).examples
+    return data.read(root).examples
 
 
 def by_hand(backbone: Backbone, root: Path, given: Sequence[Example]) -> list[NDArray[np.float32]]:
@@ -541,7 +541,7 @@ class Killing:
             os.kill(os.getpid(), signal.SIGKILL)
 
 features.BATCH = features.BATCH_GPU = batch
-examples = data.read_folder(root).examples
+examples = data.read(root).examples
 print(features.measure([zoo.load(size_px=size_px)], root, examples, cache=cache, watch=Killing())[0].passed)
 """
 """A pass of the embedded backbone in a process of its own, killed after so many batches (0: never)."""
@@ -744,7 +744,7 @@ def test_files_that_break_only_on_decoding_become_faults_and_shift_no_row(
     """At the start, inside a batch, a whole batch, and at the end; the dataset without them has the same rows."""
     for n, path in enumerate(["bark/000.png", "bark/005.jpg", *(f"sand/{i:03d}.x" for i in range(8, 14)), "weave/z"]):
         (photos / path).write_bytes(damaged_png + bytes([n]))  # each its own content
-    dataset = data.read_folder(photos)
+    dataset = data.read(photos)
     assert len(dataset.examples) == 31
     found = measure(TINY, photos, dataset.examples, cache=tmp_path, watch=log)
     broken = [e.path for e in dataset.examples if e.path not in {p.path for p in kept_of(dataset, found)}]
@@ -771,7 +771,7 @@ def test_every_copy_of_a_broken_file_is_listed_under_its_own_path(
 ) -> None:
     for path in ("bark/z.png", "sand/000.png"):
         (photos / path).write_bytes(damaged_png)
-    dataset = data.read_folder(photos)
+    dataset = data.read(photos)
     found = measure(TINY, photos, dataset.examples, cache=tmp_path)
     assert [f.path for f in found.faults] == ["bark/z.png", "sand/000.png"]
     same(found, by_hand(TINY, photos, kept_of(dataset, found)))
@@ -779,13 +779,13 @@ def test_every_copy_of_a_broken_file_is_listed_under_its_own_path(
 
 def test_a_file_that_changes_after_it_was_looked_at_is_a_fault(photos: Path, tmp_path: Path) -> None:
     """Its new content must not be kept under the name of the old one."""
-    dataset = data.read_folder(photos)
+    dataset = data.read(photos)
     shutil.copy(photos / "sand" / "000.png", photos / "bark" / "000.png")
     (photos / "weave" / "007.jpg").unlink()
     found = measure(TINY, photos, dataset.examples, cache=tmp_path)
     assert [(f.path, f.kind) for f in found.faults] == [("bark/000.png", "changed"), ("weave/007.jpg", "unreadable")]
     same(found, by_hand(TINY, photos, kept_of(dataset, found)))
-    changed = data.read_folder(photos)
+    changed = data.read(photos)
     same(measure(TINY, photos, changed.examples, cache=tmp_path), by_hand(TINY, photos, changed.examples))
 
 
@@ -794,7 +794,7 @@ def test_where_nothing_can_be_decoded_all_are_faults(tmp_path: Path, damaged_png
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(damaged_png + bytes([n]))
-    dataset = data.read_folder(tmp_path / "photos")
+    dataset = data.read(tmp_path / "photos")
     found = measure(TINY, tmp_path / "photos", dataset.examples, cache=tmp_path / "cache")
     assert (found.passed, len(found.faults)) == (0, 4)
     assert [c.shape for c in seen_at_every_cut(found)] == [(0, 12), (0, 20), (0, 5)]

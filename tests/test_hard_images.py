@@ -785,7 +785,7 @@ def test_no_odd_file_ends_a_reading(tmp_path: Path) -> None:
     for i, case in enumerate(BROKEN):
         (tmp_path / "photos" / "b" / f"broken {i}.jpg").write_bytes(BROKEN[case][0]())
     store = Sketches(tmp_path / "sketches")
-    found = door.read_folder(tmp_path / "photos", sketches=store)
+    found = door.read(tmp_path / "photos", sketches=store)
     assert {e.path for e in found.examples} == {p for p in listing(tmp_path / "photos") if "broken" not in p}
     assert {f.path for f in found.faults} == {p for p in listing(tmp_path / "photos") if "broken" in p}
     assert not store.get([e.digest for e in found.examples])[1].any()

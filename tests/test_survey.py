@@ -910,7 +910,7 @@ def test_broken_files_in_the_sample_are_left_out_of_it_and_told_once(
     paths = broken(folder, 24)
     seen = survey.measure(folder, backbone="auto", cache=tmp_path / "cache")
     (stopped,) = seen.dropped
-    given = data.read_folder(folder)
+    given = data.read(folder)
     sampled = survey._sample(given, 0, *survey._rungs(given))
     good = [e for e in sampled if e.path not in paths]
     assert len(good) < len(sampled)
@@ -925,7 +925,7 @@ def test_where_most_of_the_sample_is_broken_nobody_is_stopped_by_the_rest(
     """All of the sample but two."""
     shelf.add("blind", 6, blind=True)
     folder = write_photos(tmp_path / "photos", per_class=40)
-    given = data.read_folder(folder)
+    given = data.read(folder)
     sample = survey._sample(given, 0, *survey._rungs(given))
     for i, e in enumerate(sample[2:]):
         (folder / e.path).write_bytes(broken_inside_png(20 + i))
