@@ -51,6 +51,11 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "memo", "probe", "head", "stack", "plan"},
     "survey": {"budget", "data", "features", "measurement", "plan", "statistics", "zoo"},
+    "suspects": {"head", "plan"},
+    "shortcuts": {"probe", "statistics"},
+    "growth": {"head", "probe", "statistics"},
+    "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
+    | {"suspects", "shortcuts", "growth"},
     "runs": {"files", "model", "pictures"},
     "workflow": {
         "budget",
@@ -58,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "survey",
         "tune",
         "data",
+        "doubts",
         "zoo",
         "head",
         "plan",
@@ -66,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
     },
     # the front door reads, it computes nothing
-    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
+    "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
     | {"catalogue"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "catalogue", "zoo"},  # lazily

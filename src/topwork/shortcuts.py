@@ -22,8 +22,7 @@ SHARE = {"size and format": 0.25, "camera": 0.25, "file size": 0.5, "colour": 0.
 """Of what the network knows of the classes, how much is shown (lower 95% bound) to be known without looking at the
 thing where it warns. Size, format and camera are no part of what is shown, so a quarter is too much; colour and
 the bytes that a picture takes are in part, so half of it; the first layers see colours and edges, and on most sets they
-reach two thirds. By these bounds bench/labels.py warns of the known shortcut (0.8 of it is in the colour) and, of
-the sets where none is known, of white blood cells: their stain is a colour."""
+reach two thirds. By these bounds the one set with a known shortcut warns, and none of the others (bench/labels.py)."""
 
 FIRST = 0.05
 """Share of the multiply-adds up to which layers are the first ones: they see patches of a few pixels."""
@@ -68,8 +67,9 @@ def measure(
     """How much of what the best cut knows each kind of numbers, and the first layers, know.
 
     All out of sample, leave-group-out, by the same probe. What is right is counted with classes weighing alike: then
-    one class for all is right on 1/C, whichever it is, and being right on that class alone is no knowledge. A kind's share is (its accuracy - 1/C) / (best accuracy - 1/C); it warns where the paired difference shows that the
-    share is above SHARE, and the kind itself to be above 1/C.
+    one class for all is right on 1/C, whichever it is, and being right on that class alone is no knowledge. A kind's
+    share is (its accuracy - 1/C) / (best accuracy - 1/C); it warns where the paired difference shows that the share is
+    above SHARE, and the kind itself to be above 1/C.
     """
     weight = class_weights(labels, classes)[labels]
     chance = 1 / len(np.unique(labels))
@@ -80,17 +80,10 @@ def measure(
         for kind, x in numbers.items()
     ]
     first = [k for k, share in enumerate(mac_shares) if share <= FIRST]
-    if first and best not in first:
+    if first:
         k = max(first, key=lambda k: accuracy[k])
         found.append(_judged("first layers", correct[:, k], correct[:, best], chance, weight, groups))
-    elif first:
-        found.append(_judged("first layers", correct[:, best], correct[:, best], chance, weight, groups))
     return tuple(found)
-
-
-def warnings(found: Sequence[Shortcut]) -> tuple[str, ...]:
-    """The sentences of those that warn."""
-    return tuple(s.detail for s in found if s.warned)
 
 
 def _right(x: Floats, labels: Ints, classes: int, groups: Ints | None, importance: Floats | None) -> NDArray[np.bool_]:
@@ -154,7 +147,7 @@ _WHAT = {
 
 
 def _sentence(kind: str, accuracy: float, low: float, high: float, chance: float, top: float, warned: bool) -> str:
-    told = "tell" if kind == "first layers" else "tells" if kind in {"camera", "file size"} else "tell"
+    told = "tells" if kind in {"camera", "file size"} else "tell"
     evidence = (
         f"{_WHAT[kind]} {told} the classes apart on {accuracy:.1%} (95%: {100 * low:.1f} to {100 * high:.1f}; one class"
         f" for all: {chance:.1%}; the best cut: {top:.1%})"
