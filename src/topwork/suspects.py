@@ -61,13 +61,14 @@ def find(
     classes: int,
     groups: Ints | None = None,  # (n,) rows of one group are no more than one image
 ) -> Found:
-    """Images that every voter takes for the same other class, with more confidence than is usual in that class.
+    """Images that every voter takes for the same other class, with as much confidence as is usual in that class.
 
     Each voter's scores become probabilities p by the temperature that suits them best. Where all voters name one class
     j other than the label, the mean of their p_j is compared with t_j, its mean over the images labelled j: the
-    threshold of confident learning. Ranked by the mean probability of the label, the lowest first: it puts more
-    planted errors on top than the margin does (bench/LOG.md). Classes of fewer than LEAST_PER_CLASS different images
-    are left out, as label and as likely class.
+    threshold of confident learning. In a class that is easy, half of the images that rightly belong there lie below
+    it, so an image whose label has a probability of at most RARE is suspected in any case. Ranked by the probability
+    of the label, the lowest first: it puts more planted errors on top than the margin does (bench/LOG.md). Classes of
+    fewer than LEAST_PER_CLASS different images are left out, as label and as likely class.
     """
     n = len(labels)
     rows = np.arange(n)
@@ -88,8 +89,9 @@ def find(
     known = np.array([_different(labels == j, groups) >= LEAST_PER_CLASS for j in range(classes)])
     if _different(known[labels], groups) < LEAST_IMAGES:
         return _nobody()
-    threshold = np.array([p[labels == j, j].mean() if known[j] else np.inf for j in range(classes)])
-    at = together & (named != labels) & known[labels] & (p[rows, named] >= threshold[named])
+    threshold = np.array([p[labels == j, j].mean() if known[j] else 1.0 for j in range(classes)])
+    confident = (p[rows, named] >= threshold[named]) | (p[rows, labels] <= RARE)
+    at = together & (named != labels) & known[labels] & known[named] & confident
     found = np.flatnonzero(at)
     found = found[np.lexsort((found, -p[found, named[found]], p[found, labels[found]]))]
     return Found(found, named[found], p[found, named[found]], p[found, labels[found]])
