@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "measurement": {"statistics", "zoo", "features", "memo", "probe", "head", "stack", "plan"},
     "survey": {"budget", "data", "features", "measurement", "plan", "statistics", "zoo"},
     "suspects": {"head", "plan"},
-    "shortcuts": {"probe", "statistics"},
+    "shortcuts": {"head", "probe", "statistics"},
     "growth": {"head", "probe", "statistics"},
     "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
     | {"suspects", "shortcuts", "growth"},

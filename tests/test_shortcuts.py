@@ -162,6 +162,13 @@ def test_being_right_on_the_largest_class_alone_is_no_knowledge() -> None:
     assert (found.majority, found.share, found.warned) == (0.5, 0.0, False)
 
 
+def test_one_class_that_is_told_is_as_much_as_it_is_worth() -> None:
+    """The two others are right half of the time; left out one by one, they would always be wrong."""
+    found = of({"size and format": (LABELS[:, None] == 0).astype(float)})["size and format"]
+    assert found.accuracy == pytest.approx(2 / 3, abs=0.1)
+    assert found.warned
+
+
 def test_weights_of_classes_and_tiny_classes_are_borne() -> None:
     labels = np.array([0] * 20 + [1] * 18 + [2] * 2)
     weight = np.where(labels == 2, 5.0, 1.0)
