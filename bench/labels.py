@@ -200,7 +200,7 @@ def _growth(seen: dict[str, measurement.Measured], halves: int) -> list[dict[str
             start = time.process_time()
             x = m.features.at(k, m.rows[inside])
             found = growth.measure(x, labels[inside], classes, correct[:, k], groups=_of(m.groups, inside))
-            said = growth.follow(found, groups=_of(_of(m.groups, inside), found.rows))
+            said = growth.follow(found, groups=_of(m.groups, inside))
             cost = (time.process_time() - start) / (m.features.fe_seconds * len(inside) / len(m.dataset.examples))
             came = truth[k]
             row = {

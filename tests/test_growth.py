@@ -34,7 +34,7 @@ def drawn(a: float, b: float, c: float, *, n: int, images: int, seed: int = 0) -
         np.stack([np.roll(level, 7 * k) < a - b * size**-c for k in range(draws)])
         for size, draws in zip(sizes, (16, 8, 4, 1), strict=True)
     ]
-    return growth.Measured(sizes, tuple(right), np.arange(images))
+    return growth.Measured(sizes, tuple(right))
 
 
 @pytest.mark.parametrize("weighed", [False, True])
@@ -84,13 +84,16 @@ def test_copies_are_on_one_side() -> None:
 def test_of_many_images_a_part_is_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "LARGEST", 64)
     x, labels = blobs(240)
-    found = measured(x, labels)
-    assert 0 < len(found.rows) <= 64
-    assert found.sizes[-1] == 240
-    assert found.sizes[-2] == len(found.rows) / 2
-    assert np.bincount(labels[found.rows]).tolist() == [20, 20, 20]
-    assert {r.shape[1] for r in found.right} == {len(found.rows)}
+    groups = np.arange(240) // 6  # two of each class
+    rows = growth.dealt(labels, groups, 0)
+    assert 0 < len(rows) <= 64
+    assert np.bincount(labels[rows]).tolist() == [len(rows) / 3] * 3
+    assert (np.bincount(groups)[groups[rows]] == np.bincount(groups[rows])[groups[rows]]).all(), "groups are whole"
+    whole = np.ones(len(rows), dtype=bool)
+    found = growth.measure(x[rows], labels[rows], 3, whole, groups=groups[rows], images=240)
+    assert found.sizes.tolist() == [len(rows) / 8, len(rows) / 4, len(rows) / 2, 240]
     assert growth.follow(found).images == 240
+    assert growth.dealt(labels[:64], None, 0).tolist() == list(range(64))
 
 
 @pytest.mark.parametrize("n", [999, 1001])
@@ -140,7 +143,7 @@ def test_more_images_never_harm_and_nothing_is_right_more_often_than_always(
     """Whatever the answers: falling curves, all right, all wrong."""
     rng = np.random.default_rng(seed)
     right = tuple(rng.random((draws, images)) < share for draws, share in zip((8, 4, 2, 1), shares, strict=True))
-    found = growth.follow(growth.Measured(np.array([5.0, 10, 20, 40]), right, np.arange(images)))
+    found = growth.follow(growth.Measured(np.array([5.0, 10, 20, 40]), right))
     assert 0 <= found.twice_low <= found.twice <= found.twice_high
     assert found.twice <= found.four_times + 1e-12
     assert 0 <= found.four_times_low <= found.four_times <= found.four_times_high
@@ -152,7 +155,7 @@ def test_more_images_never_harm_and_nothing_is_right_more_often_than_always(
 def test_copies_make_it_no_surer() -> None:
     found = drawn(0.9, 2.0, 0.5, n=400, images=200)
     again = np.repeat(np.arange(200), 5)
-    copied = growth.Measured(found.sizes, tuple(r[:, again] for r in found.right), np.arange(1000))
+    copied = growth.Measured(found.sizes, tuple(r[:, again] for r in found.right))
 
     def width(one: Growth) -> float:
         return one.twice_high - one.twice_low

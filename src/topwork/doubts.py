@@ -61,23 +61,24 @@ def grown(m: Measured, decided: Plan, seed: int) -> Growth | None:
     if m.dataset.multi_label or not curve.enough(labels, classes, m.groups):
         return None
     k = m.features.cuts.index(decided.cut)
-    whole = m.evidence.correct[:, k]
+    rows = curve.dealt(labels, m.groups, seed)
+    groups = None if m.groups is None else m.groups[rows]
+    importance = None if m.importance is None else m.importance[rows]
+    whole = m.evidence.correct[rows, k]
 
     def compute() -> memo.Arrays:
-        x = m.features.at(k, m.rows)
-        found = curve.measure(x, labels, classes, whole, groups=m.groups, importance=m.importance, seed=seed)
-        sizes = {f"right{i}": right for i, right in enumerate(found.right)}
-        return {"sizes": found.sizes, "rows": found.rows, **sizes}
+        found = curve.measure(
+            m.features.at(k, m.rows[rows]), labels[rows], classes, whole,
+            groups=groups, importance=importance, images=len(labels), seed=seed,
+        )  # fmt: skip
+        return {"sizes": found.sizes, **{f"right{i}": right for i, right in enumerate(found.right)}}
 
     inputs: list[memo.Input] = [
         "growth", curve.FORMULA, probe.FORMULA, features.key(m.backbone), decided.cut,
         " ".join(m.dataset.examples[i].digest for i in m.rows), str(seed), labels, whole,
-        np.zeros(0) if m.groups is None else m.groups,
-        np.zeros(0) if m.importance is None else m.importance,
+        np.zeros(0) if groups is None else groups,
+        np.zeros(0) if importance is None else importance,
     ]  # fmt: skip
     kept: dict[str, Any] = memo.remembered(m.cache / "probes", inputs, compute)
-    rows = kept["rows"]
-    found = curve.Measured(kept["sizes"], tuple(kept[f"right{i}"] for i in range(len(kept["sizes"]))), rows)
-    groups = None if m.groups is None else m.groups[rows]
-    importance = None if m.importance is None else m.importance[rows]
+    found = curve.Measured(kept["sizes"], tuple(kept[f"right{i}"] for i in range(len(kept["sizes"]))))
     return curve.follow(found, groups=groups, importance=importance, seed=seed)

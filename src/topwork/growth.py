@@ -58,36 +58,38 @@ class Measured:
 
     sizes: Floats  # (S,) images that they were fitted to, rising; the last one is all
     right: tuple[NDArray[np.bool_], ...]  # S of (draws, n)
-    rows: Ints  # (n,) of the images that were judged
+
+
+def dealt(labels: Ints, groups: Ints | None, seed: int) -> Ints:
+    """Rows that are dealt out: all, or of more than LARGEST a part with classes in proportion, groups whole."""
+    n = len(labels)
+    if n <= LARGEST:
+        return np.arange(n)
+    return np.flatnonzero(folds(labels, groups, seed, -(-n // LARGEST)) == 0)
 
 
 def measure(
-    x: NDArray[np.float32],  # (n, d) pooled features at the chosen cut
+    x: NDArray[np.float32],  # (n, d) pooled features at the chosen cut, of those that are dealt out
     labels: Ints,  # (n,) in 0..classes-1
     classes: int,
     whole: NDArray[np.bool_],  # (n,) where the probe of all images is right, leave-group-out
     *,
     groups: Ints | None = None,  # (n,) rows of one group are in one part
     importance: Floats | None = None,  # (n,) how much each row weighs, of mean 1
+    images: int | None = None,  # that the probe behind `whole` was fitted to; default n
     seed: int = 0,
 ) -> Measured:
     """Ridge on an eighth, a quarter and half of the images, as on all: the penalty chosen by leave-one-out.
 
     Inside a part, images are judged leave-group-out; all others by the head on the part. All fits share one matrix of
-    scalar products: a subset costs an eigendecomposition of its own size. Of more than LARGEST images, so many are
-    dealt out.
+    scalar products: a subset costs an eigendecomposition of its own size.
     """
     n = len(labels)
-    rows = np.arange(n)
-    if n > LARGEST:
-        rows = np.flatnonzero(folds(labels, groups, seed, -(-n // LARGEST)) == 0)
-    x, labels = x[rows], labels[rows]
-    groups = None if groups is None else groups[rows]
-    weight = np.ones(len(rows)) if importance is None else importance[rows]
+    weight = np.ones(n) if importance is None else importance
     standard = Standardised.of(x, weight / weight.mean())
     z = standard(x)
     gram = z @ z.T
-    rounds = ROUNDS if len(rows) < ONE_ROUND_FROM else 1
+    rounds = ROUNDS if n < ONE_ROUND_FROM else 1
     sizes, right = [], []
     for together in (1, 2, 4):
         drawn = []
@@ -96,9 +98,9 @@ def measure(
             for first in range(0, PARTS, together):
                 inside = np.flatnonzero((part >= first) & (part < first + together))
                 drawn.append(_right(gram, x.shape[1], labels, classes, inside, groups, weight))
-        sizes.append(len(rows) * together / PARTS)
+        sizes.append(n * together / PARTS)
         right.append(np.stack(drawn))
-    return Measured(np.array([*sizes, float(n)]), (*right, whole[rows][None]), rows)
+    return Measured(np.array([*sizes, float(images or n)]), (*right, whole[None]))
 
 
 def _right(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.head import folds
-from topwork.probe import Floats, Ints, probe
+from topwork.probe import CHUNK, Floats, Ints, probe
 from topwork.records import FileFacts, Shortcut
 from topwork.statistics import Z95, class_weights, independent, paired_errors, wilson
 
@@ -55,8 +55,11 @@ def facts(found: Sequence[FileFacts]) -> dict[str, Floats]:
 
 def colours(sketches: NDArray[np.uint8]) -> dict[str, Floats]:  # (n, 16, 16, 3)
     """Mean and standard deviation of red, green and blue over the whole image: (n, 6)."""
-    pixels = sketches.reshape(len(sketches), -1, 3).astype(np.float64)
-    return {"colour": np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)}
+    found = np.zeros((len(sketches), 6))
+    for start in range(0, len(sketches), CHUNK):  # as numbers of eight bytes, all at once would take a lot of memory
+        pixels = sketches[start : start + CHUNK].reshape(-1, 16 * 16, 3).astype(np.float64)
+        found[start : start + CHUNK] = np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
+    return {"colour": found}
 
 
 def measure(
