@@ -66,6 +66,11 @@ ALLOWED: dict[str, set[str]] = {
         "statistics",
         "zoo",
     },
+    "suspects": {"head", "plan"},
+    "shortcuts": {"head", "probe", "statistics"},
+    "growth": {"head", "probe", "statistics"},
+    "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
+    | {"suspects", "shortcuts", "growth"},
     "runs": {"files", "model", "pictures"},
     "workflow": {
         "budget",
@@ -78,6 +83,7 @@ ALLOWED: dict[str, set[str]] = {
         "sketches",
         "listing",
         "stores",
+        "doubts",
         "zoo",
         "head",
         "plan",
@@ -86,7 +92,8 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
     },
     # the front door reads, it computes nothing
-    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "faults", "pictures"}
+    "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
+    | {"faults"}
     | {"catalogue"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "catalogue", "zoo"},  # lazily

@@ -709,7 +709,7 @@ def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
     said = call("plan", finished.folder, *options, "--json")
     assert said.code == 0
     got, run = one_object(said.out), finished.run
-    assert got.keys() == {"plan", "backbones"}
+    assert got.keys() == {"plan", "backbones", "shortcuts", "growth"}
     for name in ("cut", "best_cut", "delta", "decided", "more_images", "strategy"):
         assert got["plan"][name] == getattr(run.plan, name)
     assert [(s["cut"], s["accuracy"]) for s in got["backbones"][0]["scores"]] == [

@@ -23,11 +23,16 @@ from topwork.records import (
     Estimate,
     Example,
     Fault,
+    Growth,
+    GrowthPoint,
     Metrics,
     Plan,
     Recipe,
     RunRecord,
+    Shortcut,
     Standing,
+    Suspect,
+    Suspects,
     Trial,
 )
 
@@ -552,3 +557,51 @@ def test_a_download_is_told_in_bytes(capfd: pytest.CaptureFixture[str], monkeypa
 
 def test_every_stage_that_is_announced_has_a_text(finished: Finished) -> None:
     assert {stage for stage, _ in finished.log.stages} <= terminal.STAGES.keys()
+
+
+# --------------------------------------------------------------------------------------- what speaks against the data
+
+
+def suspected(count: int, wrong: int) -> Suspects:
+    listed = tuple(Suspect(f"[a]/{i}.png", "ash", "birch", 0.97, 0.012 + i / 100) for i in range(count))
+    return Suspects(300, 6, count, wrong, listed)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_suspects_are_counted_and_the_first_ones_named(width: int) -> None:
+    text = unwrapped(drawn("suspects", suspected(terminal.SHOWN_SUSPECTS + 4, 3), width=width))
+    assert "3 labels look wrong, 9 of 300 are doubtful" in text
+    assert text.count("likely birch") == terminal.SHOWN_SUSPECTS
+    assert "ash (1%), likely birch (97%)" in text
+    assert "run.json" in text
+    if width >= 40:
+        assert "[a]/0.png" in text
+
+
+def test_few_suspects_are_all_shown_and_none_are_not_spoken_of() -> None:
+    assert "run.json" not in drawn("suspects", suspected(2, 1))
+    assert "1 label looks wrong" in unwrapped(drawn("suspects", suspected(2, 1)))
+    assert drawn("suspects", suspected(0, 0)) == ""
+
+
+def test_only_shortcuts_that_warn_are_shown() -> None:
+    quiet = Shortcut("colour", 0.3, 0.2, 0.4, 0.25, 0.9, 0.1, 0.0, False, "Colours say little.")
+    loud = replace(quiet, kind="camera", warned=True, detail="The camera [x] says it all.")
+    text = drawn("shortcuts", (quiet, loud))
+    assert "The camera [x] says it all." in text
+    assert "Colours" not in text
+    assert drawn("shortcuts", (quiet,)) == ""
+
+
+def test_what_comes_of_the_data_is_shown_as_it_comes() -> None:
+    paper = console(200)
+    watch = terminal.TerminalWatch(paper)
+    points = (GrowthPoint(10.0, 0.5), GrowthPoint(20.0, 0.6))
+    grown = Growth(20, points, 0.9, 1.0, 0.5, 0.02, 0.0, 0.04, 0.03, 0.0, 0.06, True, "Twice brings +2.0 points.")
+    for what, fact in [
+        ("suspects", suspected(1, 1)), ("shortcuts", ()), ("growth", grown), ("suspects", None), ("growth", None),
+    ]:  # fmt: skip
+        watch.show(what, fact)
+    text = paper.export_text()
+    assert "More images  Twice brings +2.0 points." in text
+    assert text.count("Labels") == 1

@@ -252,7 +252,7 @@ def plan(
 ) -> None:
     """Only measure and recommend: the depth table, the similarity, the plan, its cost."""
     console, watch = _screen(json)
-    from topwork import survey
+    from topwork import doubts, survey
 
     if budget is not None and survey.AUTO not in backbone:
         raise UsageError("--budget limits the passes of --backbone auto; what is named is measured whatever it takes")
@@ -265,15 +265,18 @@ def plan(
     )  # fmt: skip
     decided = seen.plan(delta=delta)
     standings = seen.standings(decided)
+    warned, more = doubts.shortcut(seen.of(decided)), doubts.grown(seen.of(decided), decided, seed)
     if picture is not None:
         from topwork import pictures
 
         pictures.write(picture, standings, decided)
     if json:
-        _print_json({"plan": decided, "backbones": standings})
+        _print_json({"plan": decided, "backbones": standings, "shortcuts": warned, "growth": more})
         return
     watch.show("standings", standings)
     watch.show("plan", decided)
+    watch.show("shortcuts", warned)
+    watch.show("growth", more)
     seconds = sum(m.features.pass_seconds for m in seen.measured)
     passes, cost = ("pass", "1 FE") if len(seen.measured) == 1 else ("passes", "1 FE of each backbone")
     if any(m.whole is not None for m in seen.measured):  # most images did not go all the way

@@ -438,6 +438,74 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """An image whose label is probably wrong. Probabilities are out of sample, means over all voters."""
+
+    path: str
+    label: str  # as it was given
+    likely: str  # the class that every voter takes it for
+    confidence: float  # probability of that class
+    label_probability: float  # probability of the label
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """Which labels are probably wrong, the most suspicious first."""
+
+    images: int  # whose labels were looked at
+    voters: int  # cuts that are not shown to be worse than the best one, and the head
+    estimated: int  # labels that are about as many as are wrong, by confident learning; hard images count, too
+    wrong: int  # of these, the first ones of the list, that hardly anything speaks for
+    listed: tuple[Suspect, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """How well something trivial tells the classes apart. Accuracies are balanced, out of sample, on the same images.
+
+    The network "knows" what its best cut is right on beyond one class for all.
+    """
+
+    kind: str  # "size and format", "file size", "camera", "colour" or "first layers"
+    accuracy: float
+    low: float  # 95% interval
+    high: float
+    majority: float  # of always answering one class: 1 / number of classes
+    best: float  # of the most accurate cut
+    share: float  # of what the network knows, that this alone reaches
+    share_low: float  # lower 95% bound
+    warned: bool  # the model may be learning this
+    detail: str  # in a sentence, with the evidence
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthPoint:
+    """Accuracy out of sample at one number of training images."""
+
+    images: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What more images would bring: accuracy a - b n^-c of a head on the chosen cut. Gains with 95% intervals."""
+
+    images: int
+    points: tuple[GrowthPoint, ...]  # as measured, from few images to all
+    a: float
+    b: float
+    c: float
+    twice: float  # accuracy that twice the images would add
+    twice_low: float
+    twice_high: float
+    four_times: float
+    four_times_low: float
+    four_times_high: float
+    tells: bool  # whether the interval is narrow enough to say more than "more images may help"
+    reason: str  # in a sentence
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """run.json: every fact of a run."""
 
@@ -457,6 +525,9 @@ class RunRecord:
     engine: EngineFacts  # of the chosen backbone's pass
     versions: dict[str, str]
     warnings: tuple[str, ...]
+    suspects: Suspects | None = None  # None where there are too few images, or several labels per image
+    shortcuts: tuple[Shortcut, ...] = ()  # empty where an image may have several labels
+    growth: Growth | None = None  # None where there are too few images, or several labels per image
 
     @property
     def backbone(self) -> BackboneFacts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,10 +30,13 @@ from topwork.records import (
     Estimate,
     Fault,
     Finding,
+    Growth,
     Metrics,
     Plan,
     RunRecord,
+    Shortcut,
     Standing,
+    Suspects,
     Trial,
 )
 
@@ -57,6 +61,7 @@ SHOWN_FAULTS = 12
 SHOWN_PATHS = 4  # of each finding
 SEVERITIES = {"fault": "red", "warning": "yellow", "note": "dim"}
 SHOWN_CLASSES = 20
+SHOWN_SUSPECTS = 5
 
 
 class _Speed(ProgressColumn):
@@ -106,18 +111,16 @@ class TerminalWatch:
         """Print a finished fact."""
         if what == "target":
             self._console.print(f"[bold]Run[/]  {escape(str(fact))}", highlight=False)
-        elif isinstance(fact, Dataset):
-            dataset(self._console, fact)
-        elif isinstance(fact, BackboneFacts):
-            backbone(self._console, fact)
-        elif isinstance(fact, EngineFacts):
-            engine(self._console, fact)
+        elif type(fact) in _DRAWN:
+            _DRAWN[type(fact)](self._console, fact)
         elif what in {"faults", "findings"} and isinstance(fact, tuple):
             (faults if what == "faults" else findings)(self._console, fact)
         elif what == "dropped" and isinstance(fact, Standing):
             dropped(self._console, fact)
         elif what == "standings" and isinstance(fact, tuple):
             self._standings = fact
+        elif what == "shortcuts" and isinstance(fact, tuple):
+            shortcuts(self._console, fact)
         elif what in {"budget", "cleaned"} and isinstance(fact, tuple):
             (budget if what == "budget" else cleaned)(self._console, *fact)
         elif isinstance(fact, Trial):
@@ -294,6 +297,38 @@ def plan(console: Console, decided: Plan) -> None:
         console.print(f"  - {escape(reason)}", highlight=False)
 
 
+def suspects(console: Console, found: Suspects) -> None:
+    """Labels that are probably wrong: how many, and the most suspicious ones. Nothing where nobody is suspected."""
+    if not found.estimated:
+        return
+    look = f"{found.wrong:,} label{' looks' if found.wrong == 1 else 's look'} wrong"
+    console.print(
+        f"\n[bold]Labels[/]  [yellow]{look}[/], {found.estimated:,} of {found.images:,} are doubtful: all"
+        f" {found.voters} votes, out of sample, are for one other class. The most suspicious:",
+        highlight=False,
+    )
+    for s in found.listed[:SHOWN_SUSPECTS]:
+        console.print(
+            f"  {escape(s.path)}  {escape(s.label)} [dim]({s.label_probability:.0%})[/], likely {escape(s.likely)}"
+            f" [dim]({s.confidence:.0%})[/]",
+            highlight=False,
+        )
+    if found.estimated > SHOWN_SUSPECTS:
+        console.print("  [dim]all of them are in run.json, under suspects[/]")
+
+
+def shortcuts(console: Console, found: Sequence[Shortcut]) -> None:
+    """What the model may be learning instead of the thing. Nothing where nothing warns."""
+    for s in found:
+        if s.warned:
+            console.print(f"\n[bold]Shortcut?[/]  [yellow]{escape(s.detail)}[/]", highlight=False)
+
+
+def growth(console: Console, found: Growth) -> None:
+    """What more images would bring."""
+    console.print(f"\n[bold]More images[/]  {escape(found.reason)}", highlight=False)
+
+
 def budget(console: Console, seconds: float, cost_fe: float) -> None:
     """What training may cost, said before it starts."""
     console.print(
@@ -397,6 +432,12 @@ def _size(record: RunRecord) -> str:
         f" {record.plan.kept_cost:.0%} of the forward time; one image {m.latency_ms:.0f} ms, the whole backbone"
         f" {m.whole_latency_ms:.0f} ms"
     )
+
+
+_DRAWN: dict[type, Callable[[Console, Any], None]] = {
+    Dataset: dataset, BackboneFacts: backbone, EngineFacts: engine, Suspects: suspects, Growth: growth,
+}  # fmt: skip
+"""Facts that are drawn as they come, whatever they are called."""
 
 
 def _estimate(e: Estimate) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import cleaned, data, evaluate, faults, head, listing, model, plan, runs, stores, survey, tune, zoo
+from topwork import cleaned, data, doubts, evaluate, faults, head, listing, model, plan, runs, stores, survey, tune, zoo
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
@@ -24,14 +24,17 @@ from topwork.records import (
     Dataset,
     Example,
     Fault,
+    Growth,
     Metrics,
     ModelFacts,
     ModelSize,
     Options,
     Plan,
     RunRecord,
+    Shortcut,
     Spending,
     Strategy,
+    Suspects,
     Tuning,
 )
 from topwork.runs import Run
@@ -210,6 +213,15 @@ class _Outcome:
     scores: NDArray[np.float64]  # (len(rows), C) before the temperature
 
 
+@dataclass(frozen=True)
+class _Doubts:
+    """What speaks against the data; whatever becomes of the kept layers."""
+
+    suspects: Suspects | None
+    shortcuts: tuple[Shortcut, ...]
+    growth: Growth | None
+
+
 def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
     clock, started, o = Clock(), time.perf_counter(), options
     _validate(o)
@@ -233,6 +245,13 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
                 decided = plan.stacked(decided, m.evidence, deepest, frozen.head.facts.reason)
         watch.show("standings", seen.standings(decided))
         watch.show("plan", decided)
+        with clock.time("doubts"), threadpool_limits(1, "blas"):
+            of_data = _Doubts(
+                doubts.suspected(seen, m, frozen, o.delta), doubts.shortcut(m), doubts.grown(m, one_depth, o.seed)
+            )
+        watch.show("suspects", of_data.suspects)
+        watch.show("shortcuts", of_data.shortcuts)
+        watch.show("growth", of_data.growth)
         tuning: Tuning | None = None
         outcome: _Outcome | None = None
         arms: list[tune.Arm] = []
@@ -253,7 +272,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
         with clock.time("save"):
-            run = _saved(seen, decided, frozen.head, outcome, tuning, clock, started, target, o)
+            run = _saved(seen, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
     watch.show("run", run)
     return run
@@ -356,8 +375,8 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
 
 
 def _saved(
-    seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
-    started: float, target: Path, o: Options,
+    seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
+    of_data: _Doubts, clock: Clock, started: float, target: Path, o: Options,
 ) -> Run:  # fmt: skip
     m, features = outcome.m, outcome.m.features
     channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
@@ -378,6 +397,7 @@ def _saved(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
             data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
             outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
+            of_data.suspects, of_data.shortcuts, of_data.growth,
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
