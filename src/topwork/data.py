@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from topwork import groups, images, statistics
 from topwork.errors import DataError, ImageError
-from topwork.records import ClassCount, DataFacts, Dataset, Example, Fault, Part
+from topwork.records import ClassCount, DataFacts, Dataset, Example, Fault, FileFacts, Part
 from topwork.watch import SILENT, Watch
 
 _PARTS: dict[str, Part] = {
@@ -53,6 +53,9 @@ class _File:
     part: Part
 
 
+_Seen = tuple[_File, str, FileFacts]  # a usable file, its digest and what it says of itself
+
+
 def read_folder(root: Path, *, decode: bool = False, watch: Watch = SILENT) -> Dataset:
     """Look at every file under `root` and label it by its folder.
 
@@ -83,7 +86,7 @@ def read_held_out(root: Path, classes: tuple[str, ...], *, watch: Watch = SILENT
     faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
     files = [f for f in files if f.label in index]
     good, more = _usable(files, decode=False, watch=watch)
-    examples = tuple(Example(f.relative, index[f.label], "test", d) for f, d in good)
+    examples = tuple(Example(f.relative, index[f.label], "test", d, facts=facts) for f, d, facts in good)
     if not examples:
         raise DataError(f"{root}: no usable image of the classes {', '.join(classes)}" + _fault_lines(faults + more))
     return Dataset(str(root), layout, classes, examples, (*faults, *more), ())
@@ -304,9 +307,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(top) / name for name in sorted(names))
 
 
-def _usable(files: list[_File], *, decode: bool, watch: Watch) -> tuple[list[tuple[_File, str]], list[Fault]]:
+def _usable(files: list[_File], *, decode: bool, watch: Watch) -> tuple[list[_Seen], list[Fault]]:
     """Look at files in threads: the usable ones with their digests, and what is wrong with the others."""
-    good: list[tuple[_File, str]] = []
+    good: list[_Seen] = []
     faults: list[Fault] = []
     watch.begin("look", len(files))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -314,7 +317,7 @@ def _usable(files: list[_File], *, decode: bool, watch: Watch) -> tuple[list[tup
             if isinstance(seen, Fault):
                 faults.append(seen)
             else:
-                good.append((file, seen))
+                good.append((file, *seen))
             watch.advance()
     watch.end()
     return good, faults
@@ -324,38 +327,38 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
 
 
-def _looked_at(file: _File, decode: bool) -> str | Fault:
-    """The digest of a usable file, or what is wrong with it."""
+def _looked_at(file: _File, decode: bool) -> tuple[str, FileFacts] | Fault:
+    """The digest of a usable file and what it says of itself, or what is wrong with it."""
     try:
         data = images.read_bytes(file.path)
-        images.look(data, decode=decode)
+        facts = images.look(data, decode=decode)
     except ImageError as error:
         kind = error.kind
         if kind == "not an image" and file.path.suffix.lower() in _IMAGE_SUFFIXES:
             kind = "unreadable"  # it claims to be one
         return Fault(file.relative, kind, error.detail)
-    return images.digest(data)
+    return images.digest(data), facts
 
 
-def _labelled(root: Path, layout: str, seen: list[tuple[_File, str]], faults: list[Fault]) -> Dataset:
-    learnt = {file.label for file, _ in seen if file.part != "test"}
+def _labelled(root: Path, layout: str, seen: list[_Seen], faults: list[Fault]) -> Dataset:
+    learnt = {file.label for file, *_ in seen if file.part != "test"}
     # A test folder of unknown classes alone judges nothing.
-    judging = _judging({file.part for file, _ in seen if file.part != "test" or file.label in learnt})
-    trained = {file.label for file, _ in seen if file.part not in {"test", judging}}
+    judging = _judging({file.part for file, *_ in seen if file.part != "test" or file.label in learnt})
+    trained = {file.label for file, *_ in seen if file.part not in {"test", judging}}
     classes = tuple(sorted(trained))
     index = {name: i for i, name in enumerate(classes)}
-    locked = {digest for file, digest in seen if file.part == judging}
+    locked = {digest for file, digest, _ in seen if file.part == judging}
     examples: list[Example] = []
     warnings: list[str] = []
     labels_of: dict[str, set[str]] = defaultdict(set)
-    for file, digest in seen:
+    for file, digest, file_facts in seen:
         if file.label not in index:
             faults.append(Fault(file.relative, "class not in training", f"no training image of {file.label!r}"))
         elif file.part != judging and digest in locked:
             kind = "also in test" if judging == "test" else "also in val"
             faults.append(Fault(file.relative, kind, f"the same content lies in the {judging} folder"))
         else:
-            examples.append(Example(file.relative, index[file.label], file.part, digest))
+            examples.append(Example(file.relative, index[file.label], file.part, digest, facts=file_facts))
             labels_of[digest].add(file.label)
     copies = len(examples) - len(labels_of)
     if copies:

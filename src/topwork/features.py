@@ -24,6 +24,7 @@ from topwork.ahead import flow
 from topwork.engine import Engine, Pending
 from topwork.errors import ImageError
 from topwork.records import EngineFacts, Example, Fault, Preprocessing
+from topwork.sketches import Sketches, sketch
 from topwork.thumbnails import Thumbnails
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
@@ -33,7 +34,7 @@ BATCH = 8
 a batch takes."""
 
 BATCH_GPU = 64
-_FORMAT = "1"  # of the shards; part of the key
+_FORMAT = "2"  # of the shards, and of what images.decode makes of a file's bytes; part of the key
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,12 @@ def _pass(
     at_work = [i for i, m in enumerate(missing) if m]
     engines = {i: Engine(backbones[i].chain.segments, backbones[i].preprocessing) for i in at_work}
     on = engines[at_work[0]].device
-    kept = thumbnails.under(cache)
+    kept, sketches = thumbnails.under(cache), Sketches.under(cache)
     batch = BATCH if on.type == "cpu" else BATCH_GPU
 
     def prepared(example: Example) -> dict[int, _Prepared] | Fault:
         wanted = [i for i in at_work if example.digest in missing[i]]
-        found = _pixels(root / example.path, example, [backbones[i].preprocessing for i in wanted], kept)
+        found = _pixels(root / example.path, example, [backbones[i].preprocessing for i in wanted], kept, sketches)
         return found if isinstance(found, Fault) else dict(zip(wanted, found, strict=True))
 
     def work(group: _Group) -> list[tuple[int, list[Example], float, Pending]]:
@@ -253,6 +254,7 @@ def _pass(
                     writers[i].append(digests, rows, scale * decode, scale * seen.seconds)
                 watch.advance(sum(e.digest in missing[i] for e, _ in group))
     watch.end()
+    sketches.flush()
     return faults
 
 
@@ -278,9 +280,10 @@ _Group = list[tuple[Example, dict[int, _Prepared] | Fault]]
 
 
 def _pixels(
-    path: Path, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails
-) -> list[_Prepared] | Fault:
-    """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale."""
+    path: Path, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails,
+    sketches: Sketches | None = None,
+) -> list[_Prepared] | Fault:  # fmt: skip
+    """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale, sketched once."""
     try:
         start = time.perf_counter()
         data = images.read_bytes(path)
@@ -299,6 +302,8 @@ def _pixels(
                 image = kept.decode(data, example.digest, p)
                 decoded[scale] = image, time.perf_counter() - start
             image, seconds = decoded[scale]
+            if sketches is not None and example.digest not in sketches:
+                sketches.put(example.digest, sketch(image))
             start = time.perf_counter()
             pixels = images.frame(image, p)
             framed[frame] = _Prepared(pixels, read + seconds + time.perf_counter() - start)
