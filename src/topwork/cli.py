@@ -65,6 +65,14 @@ Sizes = Annotated[
         help="Input size in px (default: the backbone's own). Several may be given; auto: its own and half of it.",
     ),
 ]
+Bursts = Annotated[
+    bool,
+    typer.Option("--bursts/--no-bursts", help="Whether photos of one scene are looked for and kept on one side."),
+]
+Split = Annotated[
+    Path | None,
+    typer.Option("--split", metavar="RUN", help="Take the parts and groups of this earlier run (or split.parquet)."),
+]
 Balance = Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")]
 Budget = Annotated[
     str | None,
@@ -142,6 +150,8 @@ def fit(
             "--several-depths/--one-depth", help="Whether the head may read more than one cut, where that is better."
         ),
     ] = True,
+    bursts: Bursts = True,
+    split: Split = None,
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
@@ -176,7 +186,7 @@ def fit(
         run = workflow.fit(
             folder, backbone=backbone, weights=weights, size=_sizes(size), strategy=strategy.value, cut=cut,
             unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance, several_depths=several_depths,
-            budget=budget, delta=delta, seed=seed, out=out, cache=cache, watch=watch,
+            bursts=bursts, split=split, budget=budget, delta=delta, seed=seed, out=out, cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -193,6 +203,8 @@ def plan(
     weights: Weights = None,
     size: Sizes = None,
     balance: Balance = False,
+    bursts: Bursts = True,
+    split: Split = None,
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
@@ -215,7 +227,7 @@ def plan(
         raise UsageError(f"--picture {picture}: exists already and is not overwritten; name another file")
     seen = survey.measure(
         folder, backbone=backbone, weights=weights, size=_sizes(size), seed=seed, delta=delta, balance=balance,
-        budget=budget, cache=cache, enough=not all_images, watch=watch,
+        bursts=bursts, split=split, budget=budget, cache=cache, enough=not all_images, watch=watch,
     )  # fmt: skip
     decided = seen.plan(delta=delta)
     standings = seen.standings(decided)
@@ -224,7 +236,7 @@ def plan(
 
         pictures.write(picture, standings, decided)
     if json:
-        _print_json({"plan": decided, "backbones": standings})
+        _print_json({"plan": decided, "backbones": standings, "groups": seen.parted(decided)})
         return
     watch.show("standings", standings)
     watch.show("plan", decided)

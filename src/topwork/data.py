@@ -37,6 +37,9 @@ LOCK_FROM = 2000
 """Images from which a part is locked for the result (method.md section 6): from here on a held-out
 fifth gives an interval under 2 points, and what is left is enough to choose by."""
 
+HELD_OUT = "held-out part"
+"""What the result rests on where topwork drew the locked part itself."""
+
 LOCK_SHARE = 0.2
 LOCK_MIN_PER_CLASS = 10  # a class with fewer would be left with a test of one image
 
@@ -131,7 +134,7 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
     examples = tuple(
         replace(e, part="test") if g in chosen else e for e, g in zip(dataset.examples, index, strict=True)
     )
-    return replace(dataset, examples=examples), "held-out part"
+    return replace(dataset, examples=examples), HELD_OUT
 
 
 def one_side(dataset: Dataset, chosen_by: Collection[str], seed: int) -> tuple[Dataset, int]:
@@ -162,25 +165,25 @@ def one_side(dataset: Dataset, chosen_by: Collection[str], seed: int) -> tuple[D
     return replace(dataset, examples=examples), moved
 
 
-def like_locked(dataset: Dataset) -> tuple[tuple[Fault, ...], tuple[str, ...]]:
-    """Training images that belong together with locked ones of the user's own part, as faults; and warnings.
+def like_locked(dataset: Dataset, locked: str) -> tuple[tuple[Fault, ...], tuple[str, ...]]:
+    """Training images that belong together with locked ones, as faults; and warnings. `locked`: what is, in words.
 
     A class that would be left with fewer than two groups keeps its images, which a warning says.
     """
     index = groups.known(dataset.examples)
-    locked: dict[int, str] = {}
+    first: dict[int, str] = {}
     for e, g in zip(dataset.examples, index, strict=True):
         if e.part == "test":
-            locked.setdefault(int(g), e.path)
+            first.setdefault(int(g), e.path)
     pairs = [(e, int(g)) for e, g in zip(dataset.examples, index, strict=True) if e.part == "train"]
-    left = Counter(label for label, _ in {(e.label, g) for e, g in pairs if g not in locked})
-    part = _judging({e.part for e in dataset.examples})
+    left = Counter(label for label, _ in {(e.label, g) for e, g in pairs if g not in first})
+    kind = "nearly the same in val" if locked == "val folder" else "nearly the same in test"
     faults = tuple(
-        Fault(e.path, f"nearly the same in {part}", f"one picture or one scene with {locked[g]}")
+        Fault(e.path, kind, f"one picture or one scene with {first[g]}")
         for e, g in pairs
-        if g in locked and left[e.label] >= LEAST_GROUPS
+        if g in first and left[e.label] >= LEAST_GROUPS
     )
-    kept = Counter(dataset.classes[e.label] for e, g in pairs if g in locked and left[e.label] < LEAST_GROUPS)
+    kept = Counter(dataset.classes[e.label] for e, g in pairs if g in first and left[e.label] < LEAST_GROUPS)
     warnings = tuple(
         f"{n} training image{'' if n == 1 else 's'} of class {name!r} belong together with locked ones and stay: too"
         " little else is there to learn from. The result is too good for this class."
@@ -397,7 +400,5 @@ def _stratified(dataset: Dataset, index: NDArray[np.int64], seed: int) -> set[in
         name[int(g)] = min(e.digest, name.get(int(g), e.digest))
     label_of = _labels(dataset, index)
     order = sorted(name, key=lambda g: name[g])
-    _, chosen = train_test_split(
-        order, test_size=LOCK_SHARE, random_state=seed, stratify=[label_of[g] for g in order]
-    )
+    _, chosen = train_test_split(order, test_size=LOCK_SHARE, random_state=seed, stratify=[label_of[g] for g in order])
     return set(chosen)

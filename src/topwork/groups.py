@@ -20,6 +20,7 @@ from topwork.records import Example, GroupCount, Grouped
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Kind = Literal["copy", "given", "near-duplicate", "burst"]
 At = Callable[[int, Ints], Floats]  # features at a cut of these rows: (m, d) float32
 
@@ -39,6 +40,10 @@ does not reach, and its 40th for longer ones; never one beyond the half, or the 
 BLOCK = 2048
 """Images of one class that are compared with each other: classes that are larger are cut, by name, into blocks of as
 many, so that memory and time per image stay as they are."""
+
+KEPT = 2**23
+"""Pairs of images whose distances are kept in memory (64 MiB); blocks beyond are compared once more where they hold
+scenes."""
 
 EXTREME = 0.5
 """Mean distance over that to the neighbours up to which two images are one scene whatever the others do: of the seven
@@ -66,20 +71,26 @@ FALSE_IN_ORDER, LOOSEST = 0.05, 0.85
 """Share of the links between neighbours by name that may be there by chance, and the largest distance at which any is
 made."""
 
+LEAST_IN_ORDER = 4  # images of a class from which their order can say anything
+MOST_FAR = 20_000  # pairs of a block that say what is usual: enough for a share of 5%
+
 TIME_S = 3600.0
 """Seconds between two photos up to which neighbours by capture time are one visit."""
 
 LARGEST = 0.5
 """Share of a class that one burst may take: something must be left to tell it from."""
 
-HASH_BITS = 10
+HASH_BITS = 16
 """Of 64, in which the hashes of near-duplicates may differ to be looked at closer."""
 
 MOST_CANDIDATES = 20
 """Near-duplicates looked for per image, the nearest hashes first: of images that are all alike there would be n^2."""
 
-ALIKE_EARLY, ALIKE_DEEP = 0.9, 0.9
-"""Least cosine of the standardised features of near-duplicates at a quarter and at the end of the cuts."""
+ALIKE = 0.7
+"""Mean distance over that to the neighbours up to which two such images are nearly the same. bench/groups.py prints
+what it finds, and what it takes for the same by mistake."""
+
+TINY = 1e-6  # squared distance that counts as none
 
 
 @dataclass(frozen=True)
@@ -127,15 +138,20 @@ def find(
         link(i, j, kind)
     depths = sorted({max(0, round(d * cuts) - 1) for d in DEPTHS})
     scales = [_moments(at, k, n, seed) for k in depths]
-    if hashes is not None:
-        usable = np.arange(n) if hashed is None else np.flatnonzero(hashed)
-        for i, j in _near(usable, hashes[usable], at, depths, scales):
-            link(i, j, 2)
     limits = (0.0, 0.0)
-    if bursts and n:
+    if n:
         labels = np.zeros(n, dtype=np.int64) if one_class else np.array([e.label for e in examples])
-        blocks = [_block(rows, at, depths, scales) for rows in _blocks(examples, labels)]
-        limits = _bursts(blocks, examples, union, link, np.bincount(labels)[labels], seed)
+        blocks = list(_seen(examples, labels, lambda rows: _block(rows, at, depths, scales), seed, orders=bursts))
+        if hashes is not None:
+            usable = np.arange(n) if hashed is None else np.flatnonzero(hashed)
+            reach = np.zeros((n, len(depths)), np.float32)
+            for s in blocks:
+                reach[s.rows] = s.reach
+            for i, j in _near(usable, hashes[usable], reach, at, depths, scales):
+                link(i, j, KINDS.index("near-duplicate"))
+        if bursts:
+            sizes = np.bincount(labels)[labels]
+            limits = _bursts(blocks, lambda rows: _block(rows, at, depths, scales), union, link, sizes)
     array = np.array(links, dtype=np.int64).reshape(-1, 3)
     return Found(union.index(), array[:, :2], array[:, 2], limits)
 
@@ -154,7 +170,7 @@ def facts(examples: Sequence[Example], found: Found, *, most: int = 5) -> Groupe
     return Grouped(
         len(examples), len(members), sum(map(len, several)), tuple(counts),
         tuple(tuple(m[:most]) for m in several[:most]), tuple(len(m) for m in several[:most]),
-        *(round(x, 3) for x in found.limits),
+        round(found.limits[0], 3), round(found.limits[1], 3),
     )  # fmt: skip
 
 
@@ -237,17 +253,18 @@ def _unit(x: Floats, moments: Moments) -> Floats:
 
 
 def _near(
-    rows: Ints, hashes: NDArray[np.uint64], at: At, depths: Sequence[int], scales: Sequence[Moments]
-) -> list[tuple[int, int]]:
-    """Near-duplicates: pairs whose hashes are close and whose features are, early and deep."""
+    rows: Ints, hashes: NDArray[np.uint64], reach: Floats, at: At, depths: Sequence[int], scales: Sequence[Moments]
+) -> list[tuple[int, int]]:  # reach: (n, cuts) distance of each image to its NEAR-th neighbour
+    """Near-duplicates: pairs whose hashes are close, and whose features are, over those of their neighbours."""
     pairs = rows[_candidates(hashes)]
-    good = np.ones(len(pairs), dtype=bool)
-    for which, least in ((0, ALIKE_EARLY), (-1, ALIKE_DEEP)):
+    distance = np.zeros(len(pairs))
+    for which, (k, moments) in enumerate(zip(depths, scales, strict=True)):
         for start in range(0, len(pairs), BLOCK):
             part = slice(start, start + BLOCK)
-            a, b = (_unit(at(depths[which], pairs[part, side]), scales[which]) for side in (0, 1))
-            good[part] &= (a * b).sum(axis=1) >= least
-    return [(int(i), int(j)) for i, j in pairs[good]]
+            i, j = pairs[part].T
+            d = np.linalg.norm(_unit(at(k, i), moments) - _unit(at(k, j), moments), axis=1)
+            distance[part] += d / np.sqrt(np.maximum(reach[i, which] * reach[j, which], TINY)) / len(depths)
+    return [(int(i), int(j)) for i, j in pairs[distance <= ALIKE]]
 
 
 def _candidates(hashes: NDArray[np.uint64]) -> Ints:
@@ -276,6 +293,7 @@ class _Block:
     rows: Ints  # (m,)
     near: Floats  # (m, m) mean over the cuts of the distance over that to the NEAR-th neighbours; inf to itself
     wide: Floats  # the same by the WIDE-th
+    reach: Floats  # (m, cuts) distance of each to its NEAR-th neighbour
 
 
 def _blocks(examples: Sequence[Example], labels: Ints) -> Iterator[Ints]:
@@ -288,20 +306,21 @@ def _blocks(examples: Sequence[Example], labels: Ints) -> Iterator[Ints]:
 
 def _block(rows: Ints, at: At, depths: Sequence[int], scales: Sequence[Moments]) -> _Block:
     m = len(rows)
-    near, wide = np.zeros((m, m), np.float32), np.zeros((m, m), np.float32)
-    for k, moments in zip(depths, scales, strict=True):
-        if m < 3:
-            break
+    near, wide, reach = np.zeros((m, m), np.float32), np.zeros((m, m), np.float32), np.zeros((m, len(depths)))
+    if m < 3:  # each is the other's nearest, however far it is
+        return _Block(rows, near + np.inf, wide + np.inf, reach.astype(np.float32))
+    tenth, fortieth = _neighbour(NEAR, m, 2), _neighbour(WIDE, m, 4)
+    for which, (k, moments) in enumerate(zip(depths, scales, strict=True)):
         z = _unit(at(k, rows), moments)
         d = np.sqrt(np.maximum(2 - 2 * (z @ z.T), 0))
         np.fill_diagonal(d, np.inf)
-        order = np.partition(d, sorted({_neighbour(NEAR, m, 2), _neighbour(WIDE, m, 4)}), axis=1)
-        for total, position in ((near, _neighbour(NEAR, m, 2)), (wide, _neighbour(WIDE, m, 4))):
-            scale = np.sqrt(np.maximum(order[:, position], 1e-6))
-            total += d / (scale[:, None] * scale)
-    if m < 3:
-        near[:], wide[:] = np.inf, np.inf
-    return _Block(rows, near / len(depths), wide / len(depths))
+        order = np.partition(d, sorted({tenth, fortieth}), axis=1)
+        reach[:, which] = order[:, tenth]
+        d /= np.float32(len(depths))
+        for total, position in ((near, tenth), (wide, fortieth)):
+            scale = np.sqrt(np.maximum(order[:, position], TINY))
+            np.add(total, d / (scale[:, None] * scale), out=total)
+    return _Block(rows, near, wide, reach.astype(np.float32))
 
 
 def _neighbour(k: int, m: int, part: int) -> int:
@@ -309,73 +328,145 @@ def _neighbour(k: int, m: int, part: int) -> int:
     return max(1, min(k, (m - 1) // part)) - 1
 
 
+Order = list[Ints]  # positions in a block, one list for each run of images that follow each other
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What an order of a block's images says."""
+
+    order: Order
+    seen: float  # sum of the ranks of the distances between neighbours in it
+    shuffled: Doubles  # (SHUFFLES,) the same in other orders
+    beside: Ints  # (2, p) positions of the images at most STEP apart in it, the smaller one first
+    near: Floats  # (p,) their distances
+    far: Floats  # distances between some images far apart in it
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of every block: enough to set the limits."""
+
+    rows: Ints
+    nearest: tuple[Floats, Floats]  # (m,) distance to the nearest, by near and by wide
+    reach: Floats  # (m, cuts) distance of each to its NEAR-th neighbour
+    told: tuple[_Told, ...]  # by name and by capture time; none where orders are not asked
+    block: _Block | None  # itself, while there is room
+
+
+def _seen(
+    examples: Sequence[Example], labels: Ints, make: Callable[[Ints], _Block], seed: int, *, orders: bool
+) -> Iterator[_Seen]:
+    """Look at every block once."""
+    room = KEPT
+    for b, rows in enumerate(_blocks(examples, labels)):
+        block = make(rows)
+        room -= len(rows) ** 2
+        nearest = (block.near.min(axis=1, initial=np.inf), block.wide.min(axis=1, initial=np.inf))
+        rng = np.random.default_rng([seed, b])
+        told = tuple(_told(block, order, rng) for order in ([np.arange(len(rows))], _by_time(rows, examples)) if orders)
+        yield _Seen(rows, nearest, block.reach, told, block if room >= 0 else None)
+
+
 def _bursts(
-    blocks: Sequence[_Block], examples: Sequence[Example], union: Union, link: Callable[[int, int, int], None],
-    sizes: Ints, seed: int,
+    blocks: Sequence[_Seen], make: Callable[[Ints], _Block], union: Union, link: Callable[[int, int, int], None],
+    sizes: Ints,
 ) -> tuple[float, float]:  # fmt: skip
     """Link photos of one scene; the distances up to which two are one, whatever their names, and in their order."""
-    n = len(examples)
-    limit = [_limit([b.near for b in blocks], USUAL_NEAR, n), _limit([b.wide for b in blocks], USUAL_WIDE, n)]
-    in_order = 0.0
-    pairs: list[tuple[float, int, int, int]] = []  # distance, block, two positions in it
-    for b, block in enumerate(blocks):
-        for distance, most in ((block.near, limit[0]), (block.wide, limit[1])):
-            i, j = np.nonzero(np.triu(distance <= most, 1))
-            pairs += zip(distance[i, j].tolist(), [b] * len(i), i.tolist(), j.tolist(), strict=True)
-    for orders in (_by_name(blocks), _by_time(blocks, examples)):
-        if not any(len(o) > 1 for order in orders for o in order) or not _follows(blocks, orders, seed):
-            continue
-        beside = [_beside(block, order) for block, order in zip(blocks, orders, strict=True)]
-        most = _limit_in_order(blocks, orders, beside)
-        in_order = max(in_order, most)
-        for b, (block, (i, j)) in enumerate(zip(blocks, beside, strict=True)):
-            distance = block.wide[i, j]
-            close = distance <= most
-            pairs += zip(distance[close].tolist(), [b] * int(close.sum()), i[close].tolist(), j[close].tolist(),
-                         strict=True)  # fmt: skip
-    loosest = (max(*limit, in_order) + 1) / 2
-    place = [{int(row): p for p, row in enumerate(block.rows)} for block in blocks]
-    for _, b, i, j in sorted(set(pairs)):
-        block, (one, other) = blocks[b], (int(blocks[b].rows[p]) for p in (i, j))
+    n = len(sizes)
+    limits = (
+        _limit([s.nearest[0] for s in blocks], USUAL_NEAR, n), _limit([s.nearest[1] for s in blocks], USUAL_WIDE, n)
+    )  # fmt: skip
+    in_order = tuple(_limit_in_order([s.told[which] for s in blocks]) for which in (0, 1))
+    loosest = (max(*limits, *in_order) + 1) / 2
+    for s in blocks:
+        if (
+            any((nearest <= most).any() for nearest, most in zip(s.nearest, limits, strict=True))
+            or any((told.near <= most).any() for told, most in zip(s.told, in_order, strict=True))
+        ):  # fmt: skip
+            _link(s, s.block or make(s.rows), limits, in_order, loosest, union, link, sizes)
+    return max(limits), max(in_order)
+
+
+def _link(
+    s: _Seen, block: _Block, limits: tuple[float, float], in_order: tuple[float, ...], loosest: float, union: Union,
+    link: Callable[[int, int, int], None], sizes: Ints,
+) -> None:  # fmt: skip
+    """Link what is near enough in a block, the nearest first."""
+    pairs: list[tuple[float, int, int]] = []
+    for distance, most in zip((block.near, block.wide), limits, strict=True):
+        i, j = np.nonzero(np.triu(distance <= most, 1))
+        pairs += zip(distance[i, j].tolist(), i.tolist(), j.tolist(), strict=True)
+    for told, most in zip(s.told, in_order, strict=True):
+        close = told.near <= most
+        pairs += zip(told.near[close].tolist(), *told.beside[:, close].tolist(), strict=True)
+    place = {int(row): p for p, row in enumerate(s.rows)}
+    for _, first, second in sorted(set(pairs)):
+        one, other = int(s.rows[first]), int(s.rows[second])
         if union.root(one) == union.root(other):
             continue
-        mine, theirs = ([place[b][r] for r in union.members(row) if r in place[b]] for row in (one, other))
+        mine, theirs = ([place[r] for r in union.members(row) if r in place] for row in (one, other))
         if len(mine) + len(theirs) > max(2, LARGEST * sizes[one]):
             continue
         # Not the nearest two alone: chains of images that are each like the next would take the whole class.
         if np.minimum(block.near, block.wide)[np.ix_(mine, theirs)].mean() <= loosest:
-            link(one, other, 3)
-    return max(limit), in_order
+            link(one, other, KINDS.index("burst"))
 
 
-def _limit(distances: Sequence[Floats], usual: Sequence[float], n: int) -> float:
+def _limit(nearest: Sequence[Floats], usual: Sequence[float], n: int) -> float:
     """Up to which distance images are one scene: looser where far more of them have another so near than usual."""
-    nearest = np.concatenate([d.min(axis=1, initial=np.inf) for d in distances])
-    best = EXTREME
+    found, best = np.concatenate(nearest), EXTREME
     for limit, share in zip(LOOSER, usual, strict=True):
-        if share <= FALSE_SHARE * (nearest <= limit).sum() / n:
+        if share <= FALSE_SHARE * (found <= limit).sum() / n:
             best = limit
     return best
 
 
-Order = list[Ints]  # positions in a block, one list for each run of images that follow each other
+def _told(block: _Block, order: Order, rng: np.random.Generator) -> _Told:
+    """What an order of some of the block's images says: whether neighbours in it are alike, and how much."""
+    members = np.concatenate([np.zeros(0, dtype=np.int64), *order])
+    m, shuffled, seen = len(members), np.zeros(SHUFFLES), 0.0
+    part = block.wide[np.ix_(members, members)]
+    if m >= LEAST_IN_ORDER:
+        upper = np.triu_indices(m, 1)
+        ranks = np.zeros((m, m), np.float32)
+        ranks[upper] = part[upper].argsort(kind="stable").argsort(kind="stable") / len(upper[0])
+        ranks += ranks.T
+        inside = np.setdiff1d(np.arange(m - 1), np.cumsum([len(run) for run in order])[:-1] - 1)
+        seen = float(ranks[inside, inside + 1].sum())
+        for start in range(0, SHUFFLES, 100):
+            some = min(100, SHUFFLES - start)
+            drawn = rng.permuted(np.tile(np.arange(m), (some, 1)), axis=1)
+            shuffled[start : start + some] = ranks[drawn[:, inside], drawn[:, inside + 1]].sum(axis=1)
+    steps = [np.stack([run[:-s], run[s:]]) for run in order for s in range(1, STEP + 1) if len(run) > s]
+    beside = np.sort(np.concatenate([np.zeros((2, 0), dtype=np.int64), *steps], axis=1), axis=0)
+    i, j = np.triu_indices(m, max(1, min(max(APART, m // 4), m // 2)))
+    far = part[i, j]
+    return _Told(order, seen, shuffled, beside, block.wide[tuple(beside)], far[:: 1 + len(far) // MOST_FAR])
 
 
-def _by_name(blocks: Sequence[_Block]) -> list[Order]:
-    """Blocks are in the order of names."""
-    return [[np.arange(len(block.rows))] for block in blocks]
+def _limit_in_order(told: Sequence[_Told]) -> float:
+    """Up to which distance neighbours in an order are one scene; 0 where the order says nothing.
+
+    If it said nothing (images of a class are exchangeable), the chance that no other order brings images as alike next
+    to each other is 1 / (SHUFFLES + 1). Where it says something, neighbours are believed as far as few of those that
+    near would be so by chance; what chance does is seen on images that are far apart in the order.
+    """
+    if sum(t.seen for t in told) >= np.sum([t.shuffled for t in told], axis=0).min(initial=np.inf):
+        return 0.0
+    near = np.sort(np.concatenate([t.near for t in told]))
+    usual = np.sort(np.concatenate([t.far for t in told]))
+    chance = (np.searchsorted(usual, near, side="right") + 1) / (len(usual) + 1)
+    good = (near <= LOOSEST) & (chance * len(near) <= FALSE_IN_ORDER * np.arange(1, len(near) + 1))
+    return float(near[good].max(initial=0.0))
 
 
-def _by_time(blocks: Sequence[_Block], examples: Sequence[Example]) -> list[Order]:
-    """The images whose files say when they were taken, in that order; a run ends where an hour passes."""
-    found = []
-    for block in blocks:
-        times = [(t, p) for p, row in enumerate(block.rows) if (t := _taken(examples[row])) is not None]
-        times.sort()
-        at = np.array([p for _, p in times], dtype=np.int64)
-        gaps = np.flatnonzero(np.diff([t for t, _ in times]) > TIME_S) + 1
-        found.append([run for run in np.split(at, gaps) if len(run)])
-    return found
+def _by_time(rows: Ints, examples: Sequence[Example]) -> Order:
+    """Positions of the images whose files say when they were taken, in that order; a run ends where an hour passes."""
+    times = sorted((t, p) for p, row in enumerate(rows) if (t := _taken(examples[row])) is not None)
+    at = np.array([p for _, p in times], dtype=np.int64)
+    gaps = np.flatnonzero(np.diff([t for t, _ in times]) > TIME_S) + 1
+    return [run for run in np.split(at, gaps) if len(run)]
 
 
 def _taken(example: Example) -> float | None:
@@ -383,61 +474,7 @@ def _taken(example: Example) -> float | None:
     if example.facts is None or not example.facts.taken:
         return None
     try:
-        return (datetime.fromisoformat(example.facts.taken).replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds()  # noqa: DTZ001
+        taken = datetime.fromisoformat(example.facts.taken).replace(tzinfo=None)
+        return (taken - datetime(1970, 1, 1)).total_seconds()
     except ValueError:
         return None
-
-
-def _follows(blocks: Sequence[_Block], orders: Sequence[Order], seed: int) -> bool:
-    """Whether neighbours in the order are more alike than in any of SHUFFLES orders.
-
-    If the order said nothing (images of a class are exchangeable), the chance of that is 1 / (SHUFFLES + 1).
-    """
-    rng = np.random.default_rng(seed)
-    seen, shuffled = 0.0, np.zeros(SHUFFLES)
-    for block, order in zip(blocks, orders, strict=True):
-        m = sum(map(len, order))
-        if m < 3:
-            continue
-        members = np.concatenate(order)
-        part = block.wide[np.ix_(members, members)]
-        upper = np.triu_indices(m, 1)
-        ranks = np.zeros((m, m), np.float32)
-        ranks[upper] = part[upper].argsort(kind="stable").argsort(kind="stable") / len(upper[0])
-        ranks += ranks.T
-        ends = np.cumsum([len(o) for o in order])[:-1] - 1
-        inside = np.setdiff1d(np.arange(m - 1), ends)
-        seen += float(ranks[inside, inside + 1].sum())
-        for start in range(0, SHUFFLES, 100):
-            some = min(100, SHUFFLES - start)
-            drawn = rng.permuted(np.tile(np.arange(m), (some, 1)), axis=1)
-            shuffled[start : start + some] += ranks[drawn[:, inside], drawn[:, inside + 1]].sum(axis=1)
-    return bool((shuffled > seen).all())
-
-
-def _beside(block: _Block, order: Order) -> tuple[Ints, Ints]:
-    """Positions of the images that are at most STEP apart in an order, the smaller one first."""
-    pairs = [np.stack([run[:-s], run[s:]]) for run in order for s in range(1, STEP + 1) if len(run) > s]
-    both = np.sort(np.concatenate([np.zeros((2, 0), dtype=np.int64), *pairs], axis=1), axis=0)
-    return both[0], both[1]
-
-
-def _limit_in_order(blocks: Sequence[_Block], orders: Sequence[Order], beside: Sequence[tuple[Ints, Ints]]) -> float:
-    """Up to which distance neighbours in an order are one scene: few of those who are not so near by chance.
-
-    What is usual by chance is what images show that are far apart in the order.
-    """
-    near = np.sort(np.concatenate([block.wide[i, j] for block, (i, j) in zip(blocks, beside, strict=True)]))
-    far = [np.zeros(0, np.float32)]
-    for block, order in zip(blocks, orders, strict=True):
-        members = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
-        m = len(members)
-        i, j = np.triu_indices(m, min(max(APART, m // 4), max(1, m // 2)))
-        far.append(block.wide[members[i], members[j]])
-    usual = np.sort(np.concatenate(far))
-    if not len(usual) or not len(near):
-        return 0.0
-    count = np.arange(1, len(near) + 1)
-    chance = (np.searchsorted(usual, near, side="right") + 1) / (len(usual) + 1)
-    good = (near <= LOOSEST) & (chance * len(near) <= FALSE_IN_ORDER * count)
-    return float(near[good].max(initial=0.0))

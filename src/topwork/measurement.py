@@ -222,6 +222,21 @@ def parted(m: Measured, chosen: int, grouped: Grouped) -> Grouped:
     )  # fmt: skip
 
 
+def inflated(grouped: Grouped) -> str:
+    """The sentence that says how much photos of one scene on both sides would feign; empty where none is shown."""
+    apart, mixed, low, high = (
+        grouped.accuracy_apart, grouped.accuracy_mixed, grouped.inflation_low, grouped.inflation_high
+    )  # fmt: skip
+    if apart is None or mixed is None or low is None or high is None or low <= 0:
+        return ""
+    return (
+        f"{mixed:.1%} right at {grouped.cut} if photos of one scene may stand on both sides, {apart:.1%} on new scenes"
+        f" (95% interval of the difference {100 * low:.1f} to {100 * high:.1f} points); the second is what to expect."
+        f" {grouped.together} of {grouped.images} images belong together with another, in"
+        f" {grouped.groups - grouped.images + grouped.together} groups."
+    )
+
+
 def cache_folder(given: str | Path | None = None) -> Path:
     """Where features are kept: TOPWORK_CACHE, or the user's cache folder. May be deleted at any time."""
     return Path(given or os.environ.get("TOPWORK_CACHE") or platformdirs.user_cache_dir("topwork"))

@@ -413,6 +413,8 @@ class Options:
     delta: float = 0.01
     seed: int = 0
     cache: str | None = None
+    bursts: bool = True  # photos of one scene are found and kept on one side
+    split: str | None = None  # an earlier run, whose parts and groups are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +467,7 @@ class RunRecord:
     engine: EngineFacts  # of the chosen backbone's pass
     versions: dict[str, str]
     warnings: tuple[str, ...]
+    groups: Grouped | None = None  # which images belong together; None in runs of an earlier topwork
 
     @property
     def backbone(self) -> BackboneFacts:

@@ -73,4 +73,3 @@ def applied(dataset: Dataset, split: str | Path) -> tuple[Dataset, str]:
     word = f"{new} images are new to the split of {split}: they are learnt from."
     warnings = (*dataset.warnings, *([word] if new else []))
     return replace(dataset, examples=tuple(examples), warnings=warnings), locked
-

@@ -18,6 +18,7 @@ from topwork.records import (
     EngineFacts,
     Estimate,
     Fault,
+    Grouped,
     Metrics,
     Plan,
     RunRecord,
@@ -37,6 +38,14 @@ STAGES = {
 }
 LOCKED = ("test folder", "val folder", "held-out part")
 """Parts of the data that a result can be measured on; any other name is a folder's."""
+
+LINKS = {
+    "copy": "the same content",
+    "given": "of one given group",
+    "near-duplicate": "nearly the same picture",
+    "burst": "photos of one scene",
+}
+"""What images that belong together are, by the kind of their link."""
 
 BAR = 24  # characters of an accuracy bar
 WITH_BARS = 78  # columns of a terminal from which bars leave room for the numbers beside them
@@ -101,6 +110,8 @@ class TerminalWatch:
             engine(self._console, fact)
         elif what == "faults" and isinstance(fact, tuple):
             faults(self._console, fact)
+        elif isinstance(fact, Grouped):
+            grouped(self._console, fact)
         elif what == "dropped" and isinstance(fact, Standing):
             dropped(self._console, fact)
         elif what == "standings" and isinstance(fact, tuple):
@@ -153,6 +164,25 @@ def faults(console: Console, found: Sequence[Fault]) -> None:
         console.print(f"        {escape(fault.path)}  [dim]{escape(fault.kind)}: {escape(fault.detail)}[/]")
     if len(found) > SHOWN_FAULTS:
         console.print(f"        [dim]and {len(found) - SHOWN_FAULTS} more; `topwork check --json` lists them all[/]")
+
+
+def grouped(console: Console, facts: Grouped) -> None:
+    """Which images belong together; nothing where all stand alone."""
+    if not facts.together:
+        return
+    console.print(
+        f"[bold]Groups[/]  {facts.together:,} of {facts.images:,} images belong together with another and stay on one"
+        f" side, in {facts.groups - facts.images + facts.together:,} groups of up to {max(facts.sizes):,}",
+        highlight=False,
+    )
+    for count in facts.counts:
+        first, second = count.examples[0]
+        console.print(
+            f"      {LINKS[count.kind]}: {count.images:,} images, such as {escape(first)} and {escape(second)}",
+            highlight=False,
+        )
+    if facts.moved:
+        console.print(f"      {facts.moved:,} changed sides for it", highlight=False)
 
 
 def backbone(console: Console, facts: BackboneFacts) -> None:

@@ -52,6 +52,8 @@ def fit(
     flip: bool = True,
     balance: bool = False,
     several_depths: bool = True,
+    bursts: bool = True,
+    split: str | Path | None = None,
     budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
@@ -69,6 +71,8 @@ def fit(
     (seconds, or text such as "10m" or "40fe"). `cut`, `unfreeze`, `lr` (of AdamW, for the last stage) and
     `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
     `several_depths`: the head may read more than one cut, where that is shown to be better.
+    `bursts`: photos of one scene are found and kept on one side. `split`: an earlier run (or its split.parquet) whose
+    parts and groups are taken.
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
@@ -77,6 +81,7 @@ def fit(
         _absolute(folder), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
         tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
         None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
+        bursts, None if split is None else _absolute(split),
     )  # fmt: skip
     return _fit(options, target, Path(folder), watch)
 
@@ -144,8 +149,8 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
         several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
         seen = survey.measure(
             root, backbone=o.backbones, weights=o.weights, size=o.sizes, seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several, watch=watch,
-            clock=clock,
+            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several,
+            bursts=o.bursts, split=o.split, watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
@@ -177,7 +182,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
         with clock.time("save"):
-            run = _saved(seen, decided, frozen.head, outcome, tuning, clock, started, target, o)
+            run = _saved(seen, one_depth, decided, frozen.head, outcome, tuning, clock, started, target, o)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
     watch.show("run", run)
     return run
@@ -280,8 +285,8 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
 
 
 def _saved(
-    seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
-    started: float, target: Path, o: Options,
+    seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
+    clock: Clock, started: float, target: Path, o: Options,
 ) -> Run:  # fmt: skip
     m, features = outcome.m, outcome.m.features
     channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
@@ -302,10 +307,11 @@ def _saved(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
             data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
             outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
+            seen.parted(planned),
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores)
+    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores, m.dataset)
 
 
 def _absolute(path: str | Path) -> str:
