@@ -38,10 +38,12 @@ ALLOWED: dict[str, set[str]] = {
     "trackers": set(),
     "groups": set(),
     "splits": {"groups"},
-    "data": {"groups", "images", "statistics"},
+    "data": {"groups", "images", "sketches", "statistics"},
     "shards": set(),
     "features": {"images", "zoo", "engine", "ahead", "shards", "sketches", "thumbnails"},
     "sketches": set(),
+    "faults": {"sketches"},
+    "cleaned": {"files"},
     "probe": set(),
     "plan": {"statistics"},
     "head": {"probe"},
@@ -52,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan"},
-    "survey": {"budget", "data", "features", "measurement", "plan", "statistics", "zoo"}
+    "survey": {"budget", "data", "faults", "features", "measurement", "plan", "statistics", "zoo"}
     | {"groups", "memo", "sketches", "splits"},
     "runs": {"files", "model", "pictures", "splits"},
     "workflow": {
@@ -60,7 +62,10 @@ ALLOWED: dict[str, set[str]] = {
         "measurement",
         "survey",
         "tune",
+        "cleaned",
         "data",
+        "faults",
+        "sketches",
         "zoo",
         "head",
         "plan",
@@ -69,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
     },
     # the front door reads, it computes nothing
-    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
+    "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "faults", "pictures"}
     | {"catalogue"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "catalogue", "zoo"},  # lazily

@@ -72,7 +72,8 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert paths(dataset, "train") == {
         "a/1.png": "a", "a/2.png": "a", "a/deep/er/3.png": "a", "b/1.png": "b", "b/2.png": "b",
     }  # fmt: skip
-    assert dataset.examples[0] == Example("a/1.png", 0, "train", images.digest(picture(1)))
+    facts = images.look(picture(1))
+    assert dataset.examples[0] == Example("a/1.png", 0, "train", images.digest(picture(1)), facts=facts)
     assert (dataset.root, dataset.layout) == (str(tmp_path), "a folder per class")
     assert dataset.faults == dataset.warnings == ()
 

@@ -42,6 +42,9 @@ class Strategy(StrEnum):
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
+FOUND = 5
+"""Exit code of `check --strict` where a fault or a warning was found."""
+
 Images = typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False)
 Folder = Annotated[Path, Images]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
@@ -83,7 +86,8 @@ Budget = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="For the held-out part, the folds and the bootstrap.")]
 Delta = Annotated[float, typer.Option("--delta", help="Accuracy (0-1) that a cheaper cut may cost.")]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Where features are kept (default: TOPWORK_CACHE or the user's cache).")
+    Path | None,
+    typer.Option("--cache", help="Where what was computed is kept (default: TOPWORK_CACHE or the user's cache)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -257,17 +261,33 @@ def plan(
 
 
 @app.command()
-def check(folder: Folder, seed: Seed = 0, json: Json = False) -> None:
-    """Only look at the data: decode every file, list what cannot be used and why."""
+def check(
+    folder: Folder,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write the cleaned list of images: a new .csv or .parquet file."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help=f"Exit code {FOUND} where a fault or a warning was found.")
+    ] = False,
+    seed: Seed = 0,
+    cache: Cache = None,
+    json: Json = False,
+) -> None:
+    """Only look at the data: decode every file, list what cannot be used and what is wrong with the rest."""
     console, watch = _screen(json)
-    from topwork import data, terminal, workflow
+    from topwork import data, faults, terminal, workflow
 
-    dataset, locked = workflow.check(folder, seed=seed, watch=watch)
+    dataset, locked = workflow.check(folder, fix=fix, seed=seed, cache=cache, watch=watch)
+    out = faults.left_out(dataset.faults)
     if json:
         _print_json(data.facts(dataset, locked=locked, seed=seed))
-        return
-    terminal.dataset(console, dataset)
-    console.print(f"      Ready: the result will be measured {_on_what(locked)}.")
+    else:
+        terminal.dataset(console, dataset, left_out=False)
+        terminal.findings(console, faults.ranked((*out, *dataset.findings)))
+        console.print(f"      Ready: the result will be measured {_on_what(locked)}.")
+    if strict and any(f.severity != "note" for f in (*out, *dataset.findings)):
+        raise typer.Exit(FOUND)
 
 
 @app.command()

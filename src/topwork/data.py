@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from topwork import groups, images, statistics
 from topwork.errors import DataError, ImageError
 from topwork.records import ClassCount, DataFacts, Dataset, Example, Fault, FileFacts, Part
+from topwork.sketches import Sketches, sketch
 from topwork.watch import SILENT, Watch
 
 _PARTS: dict[str, Part] = {
@@ -59,17 +60,17 @@ class _File:
 _Seen = tuple[_File, str, FileFacts]  # a usable file, its digest and what it says of itself
 
 
-def read_folder(root: Path, *, decode: bool = False, watch: Watch = SILENT) -> Dataset:
+def read_folder(root: Path, *, sketches: Sketches | None = None, watch: Watch = SILENT) -> Dataset:
     """Look at every file under `root` and label it by its folder.
 
-    `decode=True` decodes every pixel (topwork check); otherwise damage that only decoding shows is
-    found later, in the pass, and treated alike. Images with the very same content in training and
-    test are left out of training. Raises DataError where there is nothing to learn from.
+    With a store of `sketches` every pixel is decoded (topwork check) and what it looks like is put there; otherwise
+    damage that only decoding shows is found later, in the pass, and treated alike. Images with the very same content
+    in training and test are left out of training. Raises DataError where there is nothing to learn from.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected one folder per class, or train/ and test/ of such")
     files, faults, layout = _listed(root)
-    good, more = _usable(files, decode=decode, watch=watch)
+    good, more = _usable(files, sketches=sketches, watch=watch)
     return _labelled(root, layout, good, faults + more)
 
 
@@ -88,7 +89,7 @@ def read_held_out(root: Path, classes: tuple[str, ...], *, watch: Watch = SILENT
     unknown = sorted({f.label for f in files} - index.keys())
     faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
     files = [f for f in files if f.label in index]
-    good, more = _usable(files, decode=False, watch=watch)
+    good, more = _usable(files, watch=watch)
     examples = tuple(Example(f.relative, index[f.label], "test", d, facts=facts) for f, d, facts in good)
     if not examples:
         raise DataError(f"{root}: no usable image of the classes {', '.join(classes)}" + _fault_lines(faults + more))
@@ -206,7 +207,7 @@ def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
     )
     lines = sorted(f"{e.digest} {dataset.classes[e.label]} {e.part}" for e in dataset.examples)
     print_ = images.digest("\n".join(lines).encode())
-    return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_)
+    return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_, dataset.findings)
 
 
 def check(dataset: Dataset) -> None:
@@ -310,19 +311,21 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(top) / name for name in sorted(names))
 
 
-def _usable(files: list[_File], *, decode: bool, watch: Watch) -> tuple[list[_Seen], list[Fault]]:
+def _usable(files: list[_File], *, sketches: Sketches | None = None, watch: Watch) -> tuple[list[_Seen], list[Fault]]:
     """Look at files in threads: the usable ones with their digests, and what is wrong with the others."""
     good: list[_Seen] = []
     faults: list[Fault] = []
     watch.begin("look", len(files))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for file, seen in zip(files, pool.map(lambda f: _looked_at(f, decode), files), strict=True):
+        for file, seen in zip(files, pool.map(lambda f: _looked_at(f, sketches), files), strict=True):
             if isinstance(seen, Fault):
                 faults.append(seen)
             else:
                 good.append((file, *seen))
             watch.advance()
     watch.end()
+    if sketches is not None:
+        sketches.flush()
     return good, faults
 
 
@@ -330,17 +333,21 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
 
 
-def _looked_at(file: _File, decode: bool) -> tuple[str, FileFacts] | Fault:
+def _looked_at(file: _File, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:
     """The digest of a usable file and what it says of itself, or what is wrong with it."""
     try:
         data = images.read_bytes(file.path)
-        facts = images.look(data, decode=decode)
+        digest = images.digest(data)
+        if sketches is None:
+            return digest, images.look(data)
+        facts, image = images.sight(data)
+        sketches.put(digest, sketch(image))
+        return digest, facts
     except ImageError as error:
         kind = error.kind
         if kind == "not an image" and file.path.suffix.lower() in _IMAGE_SUFFIXES:
             kind = "unreadable"  # it claims to be one
         return Fault(file.relative, kind, error.detail)
-    return images.digest(data), facts
 
 
 def _labelled(root: Path, layout: str, seen: list[_Seen], faults: list[Fault]) -> Dataset:
@@ -356,7 +363,11 @@ def _labelled(root: Path, layout: str, seen: list[_Seen], faults: list[Fault]) -
     labels_of: dict[str, set[str]] = defaultdict(set)
     for file, digest, file_facts in seen:
         if file.label not in index:
-            faults.append(Fault(file.relative, "class not in training", f"no training image of {file.label!r}"))
+            meant = [name for name in classes if name.casefold().strip() == file.label.casefold().strip()]
+            perhaps = f"; {' or '.join(map(repr, meant))} is meant?" if meant else ""
+            faults.append(
+                Fault(file.relative, "class not in training", f"no training image of {file.label!r}{perhaps}")
+            )
         elif file.part != judging and digest in locked:
             kind = "also in test" if judging == "test" else "also in val"
             faults.append(Fault(file.relative, kind, f"the same content lies in the {judging} folder"))

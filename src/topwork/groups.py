@@ -136,24 +136,29 @@ def find(
 
     for i, j, kind in _stated(examples):
         link(i, j, kind)
-    depths = sorted({max(0, round(d * cuts) - 1) for d in DEPTHS})
-    scales = [_moments(at, k, n, seed) for k in depths]
+    at_cuts = depths(cuts)
+    scales = [_moments(at, k, n, seed) for k in at_cuts]
     limits = (0.0, 0.0)
     if n:
         labels = np.zeros(n, dtype=np.int64) if one_class else np.array([e.label for e in examples])
-        blocks = list(_seen(examples, labels, lambda rows: _block(rows, at, depths, scales), seed, orders=bursts))
+        blocks = list(_seen(examples, labels, lambda rows: _block(rows, at, at_cuts, scales), seed, orders=bursts))
         if hashes is not None:
             usable = np.arange(n) if hashed is None else np.flatnonzero(hashed)
-            reach = np.zeros((n, len(depths)), np.float32)
+            reach = np.zeros((n, len(at_cuts)), np.float32)
             for s in blocks:
                 reach[s.rows] = s.reach
-            for i, j in _near(usable, hashes[usable], reach, at, depths, scales):
+            for i, j in _near(usable, hashes[usable], reach, at, at_cuts, scales):
                 link(i, j, KINDS.index("near-duplicate"))
         if bursts:
             sizes = np.bincount(labels)[labels]
-            limits = _bursts(blocks, lambda rows: _block(rows, at, depths, scales), union, link, sizes)
+            limits = _bursts(blocks, lambda rows: _block(rows, at, at_cuts, scales), union, link, sizes)
     array = np.array(links, dtype=np.int64).reshape(-1, 3)
     return Found(union.index(), array[:, :2], array[:, 2], limits)
+
+
+def depths(cuts: int) -> list[int]:
+    """At which of `cuts` cuts images are compared: their indices."""
+    return sorted({max(0, round(d * cuts) - 1) for d in DEPTHS})
 
 
 def facts(examples: Sequence[Example], found: Found, *, most: int = 5) -> Grouped:

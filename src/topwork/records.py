@@ -19,6 +19,7 @@ SCHEMA = 1
 
 Part = Literal["train", "val", "test"]
 Strategy = Literal["head", "suffix", "full", "surgical"]
+Severity = Literal["fault", "warning", "note"]
 Verdict = Literal["similar", "in between", "different", "cannot tell"]
 
 
@@ -80,6 +81,16 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about images that can be used which makes a worse model, or a result that is too good."""
+
+    kind: str
+    severity: Severity  # "fault": wrong whatever the task; "warning": probably; "note": worth knowing
+    detail: str
+    paths: tuple[str, ...]  # relative to the data's root; empty where it is about classes
+
+
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """What a usable file says of itself. Sizes in pixels, as stored (before orientation)."""
 
@@ -118,6 +129,7 @@ class Dataset:
     faults: tuple[Fault, ...]
     warnings: tuple[str, ...]
     multi_label: bool = False  # an image may have several labels, or none
+    findings: tuple[Finding, ...] = ()  # what is wrong with the examples, most severe first
 
     def part(self, *parts: Part) -> tuple[Example, ...]:
         """The examples of the given parts, in order."""
@@ -177,6 +189,7 @@ class DataFacts:
     locked: str  # what the result is measured on: "test folder", "val folder", "held-out part" or "out-of-sample"
     seed: int
     fingerprint: str  # digest over all contents, labels and parts
+    findings: tuple[Finding, ...] = ()  # what is wrong with images that are used, most severe first
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from topwork import budget as budgets
-from topwork import data, features, groups, memo, plan, sketches, splits, zoo
+from topwork import data, faults, features, groups, memo, plan, sketches, splits, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
 from topwork.measurement import Measured, cache_folder, inflated, keeps_scores, parted, probed, reach
-from topwork.records import CutScore, Dataset, Example, Fate, Grouped, Plan, Standing
+from topwork.records import CutScore, Dataset, Example, Fate, Grouped, Part, Plan, Standing
+from topwork.sketches import Sketches
 from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
@@ -181,8 +182,11 @@ def measure(
     wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in (*cuts, cut)))
     with clock.time("look"):
         dataset = data.read_folder(root, watch=watch)
+        given = dataset  # its parts are the user's own
+        dataset = replace(dataset, findings=faults.before(dataset))
         dataset, locked = data.lock(dataset, seed) if split is None else splits.applied(dataset, split)
     watch.show("data", dataset)
+    watch.show("findings", dataset.findings)
     with clock.time("load"):
         contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:
@@ -200,6 +204,7 @@ def measure(
     race = _Race(
         contenders, dropped, locked, delta, cut, several_depths, enough, auto, balance, bursts, split is not None,
         seed, home, watch, clock, sum(e.part == "train" for e in dataset.examples),
+        {e.path: e.part for e in given.examples},
     )  # fmt: skip
     return race.decided_early(dataset) or race.whole(dataset)
 
@@ -258,6 +263,7 @@ class _Race:
     watch: Watch
     clock: Clock
     images: int  # that choices can be made with
+    parts: dict[str, Part]  # by path, as the user gave them
     spent: float = 0.0
     passed: int = 0
     chosen_by: set[str] = field(default_factory=set)  # digests of the images of all samples
@@ -303,6 +309,8 @@ class _Race:
         if seen[0].faults:
             dataset = data.without(dataset, seen[0].faults)
             self.watch.show("faults", seen[0].faults)
+        with self.clock.time("look"):
+            dataset = self._seen_through(dataset)
         with self.clock.time("group"):
             dataset, grouped = self._grouped(dataset, seen[0])
             dataset, seen, grouped = self._one_side(dataset, seen, grouped)
@@ -315,7 +323,7 @@ class _Race:
     def _grouped(self, dataset: Dataset, seen: features.Features) -> tuple[Dataset, Grouped]:
         """The dataset with what belongs together marked; found by the features of the cheapest backbone."""
         examples, backbone = dataset.examples, self.contenders[0].loaded
-        sketched, missing = sketches.Sketches.under(self.cache).get([e.digest for e in examples])
+        sketched, missing = Sketches.under(self.cache).get([e.digest for e in examples])
         hashes = sketches.hashed(sketched)
         taken = ["" if e.facts is None else e.facts.taken for e in examples]
         cuts = len(seen.cuts)
@@ -351,15 +359,22 @@ class _Race:
         if self.locked == data.HELD_OUT and not self.given:
             dataset, moved = data.one_side(dataset, self.chosen_by, self.seed)
             return dataset, seen, replace(grouped, moved=moved)
-        faults, warnings = data.like_locked(dataset, self.locked)
+        left, warnings = data.like_locked(dataset, self.locked)
         dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-        if not faults:
+        if not left:
             return dataset, seen, grouped
-        gone = {fault.path for fault in faults}
+        gone = {fault.path for fault in left}
         rows = np.flatnonzero([e.path not in gone for e in dataset.examples])
-        self.watch.show("faults", faults)
+        self.watch.show("faults", left)
         seen = tuple(f.of(rows) for f in seen)
-        return data.without(dataset, faults), seen, replace(grouped, left_out=len(faults))
+        return data.without(dataset, left), seen, replace(grouped, left_out=len(left))
+
+    def _seen_through(self, dataset: Dataset) -> Dataset:
+        """With the findings that decoding has brought to light."""
+        given = replace(dataset, examples=tuple(replace(e, part=self.parts[e.path]) for e in dataset.examples))
+        found = faults.after(given, *Sketches.under(self.cache).get([e.digest for e in given.examples]))
+        self.watch.show("findings", found)
+        return replace(dataset, findings=faults.ranked((*dataset.findings, *found)))
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""

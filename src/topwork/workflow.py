@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import data, evaluate, head, model, plan, runs, survey, tune, zoo
+from topwork import cleaned, data, evaluate, faults, head, model, plan, runs, survey, tune, zoo
 from topwork.errors import DataError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
@@ -33,6 +33,7 @@ from topwork.records import (
     Tuning,
 )
 from topwork.runs import Run
+from topwork.sketches import Sketches
 from topwork.watch import SILENT, Clock, Watch
 
 STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
@@ -92,9 +93,31 @@ def resume(run: str | Path, *, watch: Watch = SILENT) -> Run:
     return _fit(options, Path(run), Path(options.folder), watch)
 
 
-def check(folder: str | Path, *, seed: int = 0, watch: Watch = SILENT) -> tuple[Dataset, str]:
-    """Only look at the data, decoding every pixel: the dataset, and what its result would rest on."""
-    return data.lock(data.read_folder(Path(folder), decode=True, watch=watch), seed)
+def check(
+    folder: str | Path,
+    *,
+    fix: str | Path | None = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    watch: Watch = SILENT,
+) -> tuple[Dataset, str]:
+    """Only look at the data, decoding every pixel: the dataset with its findings, and what its result would rest on.
+
+    `fix`: a new .csv or .parquet file for the cleaned list of images, which `fit` reads; no image is touched. Raises
+    UsageError where it exists or cannot be such a list, DataError where there is nothing to learn from.
+    """
+    if fix is not None:
+        cleaned.allowed(Path(fix))  # before the decoding
+    store = Sketches.under(cache_folder(cache))
+    dataset = data.read_folder(Path(folder), sketches=store, watch=watch)
+    pixels, missing = store.get([e.digest for e in dataset.examples])
+    found = faults.ranked((*faults.before(dataset), *faults.after(dataset, pixels, missing)))
+    if fix is not None:
+        kept, gone = faults.clean(dataset, pixels, missing)
+        cleaned.write(Path(fix), dataset, kept)
+        watch.show("cleaned", (str(fix), len(kept), gone))
+    dataset, locked = data.lock(replace(dataset, findings=found), seed)
+    return dataset, locked
 
 
 def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tuple[Metrics, Dataset]:
