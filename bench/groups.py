@@ -41,8 +41,8 @@ def main() -> None:
     figures: dict[str, object] = {"bench": "groups", "quick": quick}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        figures["near"] = [near(n, backbone, home) for n in (("trashnet",) if quick else NEAR_SETS)]
         figures["sets"] = [calm(n, backbone, home) for n in (("wbc5",) if quick else CALM + OTHERS)]
+        figures["near"] = [near(n, backbone, home) for n in (("trashnet",) if quick else NEAR_SETS)]
         figures["bursts"] = [
             burst(n, backbone, home, strong) for n in (BURSTS[1:2] if quick else BURSTS) for strong in (False, True)
         ]
@@ -147,7 +147,7 @@ def burst(name: str, backbone: zoo.Backbone, home: Path, strong: bool) -> dict[s
     write_bursts(common.SETS / name, target, strong)
     dataset = data.read_folder(target / "old")
     seen = features.measure([backbone], target / "old", dataset.examples, cache=home / "cache")[0]
-    scene = np.array([re.sub(r"-\d+\.jpg$", "", e.path) for e in dataset.examples])
+    scene = np.array([re.sub(r"IMG_\d+_(\d+)-\d+", r"\1", e.path) for e in dataset.examples])
     rng = np.random.default_rng(0)
     names = rng.permutation(len(scene))
     shuffled = [replace(e, path=f"{e.label}/{k}") for e, k in zip(dataset.examples, names, strict=True)]

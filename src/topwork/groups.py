@@ -263,13 +263,14 @@ def _near(
     """Near-duplicates: pairs whose hashes are close, and whose features are, over those of their neighbours."""
     pairs = rows[_candidates(hashes)]
     distance = np.zeros(len(pairs))
-    for which, (k, moments) in enumerate(zip(depths, scales, strict=True)):
+    for which, (k, moments) in enumerate(zip(depths, scales, strict=True)):  # the shortest features first
         for start in range(0, len(pairs), BLOCK):
             part = slice(start, start + BLOCK)
             i, j = pairs[part].T
             d = np.linalg.norm(_unit(at(k, i), moments) - _unit(at(k, j), moments), axis=1)
             distance[part] += d / np.sqrt(np.maximum(reach[i, which] * reach[j, which], TINY)) / len(depths)
-    return [(int(i), int(j)) for i, j in pairs[distance <= ALIKE]]
+        pairs, distance = pairs[distance <= ALIKE], distance[distance <= ALIKE]
+    return [(int(i), int(j)) for i, j in pairs]
 
 
 def _candidates(hashes: NDArray[np.uint64]) -> Ints:
