@@ -38,9 +38,6 @@ LOCK_FROM = 2000
 """Images from which a part is locked for the result (method.md section 6): from here on a held-out
 fifth gives an interval under 2 points, and what is left is enough to choose by."""
 
-HELD_OUT = "held-out part"
-"""What the result rests on where topwork drew the locked part itself."""
-
 LOCK_SHARE = 0.2
 LOCK_MIN_PER_CLASS = 10  # a class with fewer would be left with a test of one image
 
@@ -135,7 +132,7 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
     examples = tuple(
         replace(e, part="test") if g in chosen else e for e, g in zip(dataset.examples, index, strict=True)
     )
-    return replace(dataset, examples=examples), HELD_OUT
+    return replace(dataset, examples=examples), "held-out part"
 
 
 def one_side(dataset: Dataset, chosen_by: Collection[str], seed: int) -> tuple[Dataset, int]:

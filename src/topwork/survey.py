@@ -356,7 +356,7 @@ class _Race:
         those of training."""
         if self.locked == "out-of-sample":
             return dataset, seen, grouped
-        if self.locked == data.HELD_OUT and not self.given:
+        if self.locked == "held-out part" and not self.given:
             dataset, moved = data.one_side(dataset, self.chosen_by, self.seed)
             return dataset, seen, replace(grouped, moved=moved)
         left, warnings = data.like_locked(dataset, self.locked)
