@@ -96,6 +96,14 @@ Sizes = Annotated[
         help="Input size in px (default: the backbone's own). Several may be given; auto: its own and half of it.",
     ),
 ]
+Bursts = Annotated[
+    bool,
+    typer.Option("--bursts/--no-bursts", help="Whether photos of one scene are looked for and kept on one side."),
+]
+SplitOf = Annotated[
+    Path | None,
+    typer.Option("--split-of", metavar="RUN", help="Take the parts and groups of this earlier run (or split.parquet)."),
+]
 Balance = Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")]
 Budget = Annotated[
     str | None,
@@ -181,6 +189,8 @@ def fit(
             "--several-depths/--one-depth", help="Whether the head may read more than one cut, where that is better."
         ),
     ] = True,
+    bursts: Bursts = True,
+    split_of: SplitOf = None,
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
@@ -216,7 +226,8 @@ def fit(
             folder, label_column, group_column, splits=split_column, image_column=image_column,
             label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
             strategy=strategy.value, cut=cut, unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance,
-            several_depths=several_depths, budget=budget, delta=delta, seed=seed, out=out, cache=cache, watch=watch,
+            several_depths=several_depths, bursts=bursts, split_of=split_of, budget=budget, delta=delta, seed=seed,
+            out=out, cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -238,6 +249,8 @@ def plan(
     weights: Weights = None,
     size: Sizes = None,
     balance: Balance = False,
+    bursts: Bursts = True,
+    split_of: SplitOf = None,
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
@@ -260,8 +273,9 @@ def plan(
         raise UsageError(f"--picture {picture}: exists already and is not overwritten; name another file")
     seen = survey.measure(
         folder, label_column, group_column, splits=split_column, image_column=image_column,
-        label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
-        seed=seed, delta=delta, balance=balance, budget=budget, cache=cache, enough=not all_images, watch=watch,
+        label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size), bursts=bursts,
+        split_of=split_of, seed=seed, delta=delta, balance=balance, budget=budget, cache=cache, enough=not all_images,
+        watch=watch,
     )  # fmt: skip
     decided = seen.plan(delta=delta)
     standings = seen.standings(decided)
@@ -271,7 +285,12 @@ def plan(
 
         pictures.write(picture, standings, decided)
     if json:
-        _print_json({"plan": decided, "backbones": standings, "shortcuts": warned, "growth": more})
+        _print_json(
+            {
+                "plan": decided, "backbones": standings, "groups": seen.parted(decided), "shortcuts": warned,
+                "growth": more,
+            }
+        )  # fmt: skip
         return
     watch.show("standings", standings)
     watch.show("plan", decided)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from topwork import images, listing, statistics, stores
+from topwork import groups, images, listing, statistics, stores
 from topwork.errors import DataError, ImageError
 from topwork.listing import GUESSED, Item, Listing
 from topwork.records import ClassCount, Columns, DataFacts, Dataset, Example, Fault, FileFacts, Part
@@ -29,6 +30,10 @@ fifth gives an interval under 2 points, and what is left is enough to choose by.
 
 LOCK_SHARE = 0.2
 LOCK_MIN_PER_CLASS = 10  # a class with fewer would be left with a test of one image
+
+LEAST_GROUPS = 2
+"""Groups of training images that a class keeps, whatever else is like its locked ones: each is predicted by the
+others."""
 
 
 def read(
@@ -95,27 +100,84 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
     """Set aside what the result is measured on; says what that is.
 
     A test folder is locked as it is; without one, a val folder is. Both given: val joins training.
-    Neither: from 2,000 images on a stratified fifth is held out, images of the same content
-    together; below, the result is out-of-sample over all images ("out-of-sample").
+    Neither: from 2,000 images on a stratified fifth is held out, images of the same content or
+    group together; below, the result is out-of-sample over all images ("out-of-sample").
     """
     parts = {e.part for e in dataset.examples}
     if "test" in parts:
         return _moved(dataset, {"val": "train"}), "test folder"
     if "val" in parts:
         return _moved(dataset, {"val": "test"}), "val folder"
-    contents = Counter({e.digest: e.label for e in dataset.examples}.values())
+    index = groups.known(dataset.examples)
+    contents = Counter(_class_of(dataset, index).values())
     fewest = min(contents[i] for i in range(len(dataset.classes)))
     if len(dataset.examples) < LOCK_FROM or fewest < LOCK_MIN_PER_CLASS:
         return dataset, "out-of-sample"
-    chosen = _stratified(dataset, seed)
-    examples = tuple(replace(e, part="test") if e.digest in chosen else e for e in dataset.examples)
+    chosen = _stratified(dataset, index, seed)
+    examples = tuple(
+        replace(e, part="test") if g in chosen else e for e, g in zip(dataset.examples, index, strict=True)
+    )
     return replace(dataset, examples=examples), "held-out part"
 
 
+def one_side(dataset: Dataset, chosen_by: Collection[str], seed: int) -> tuple[Dataset, int]:
+    """Move images so that no group stands on both sides of a part that was drawn here; how many were moved.
+
+    `chosen_by`: digests of images that something was chosen by already: their groups join training. Of the other
+    groups, drawn in turn, each class has as many images locked as it had, as near as groups allow.
+    """
+    index = groups.known(dataset.examples)
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, g in enumerate(index):
+        members[int(g)].append(i)
+    torn = [m for m in members.values() if len({dataset.examples[i].part for i in m}) > 1]
+    if not torn:
+        return dataset, 0
+    mixed = {i for m in torn for i in m}
+    wanted = Counter(dataset.examples[i].label for i in mixed if dataset.examples[i].part == "test")
+    parts: dict[int, Part] = {}
+    for turn in np.random.default_rng(seed).permutation(len(torn)):
+        group = torn[turn]
+        label = dataset.examples[group[0]].label
+        free = not any(dataset.examples[i].digest in chosen_by for i in group)
+        locked = free and len(group) <= 2 * wanted[label]
+        wanted[label] -= len(group) if locked else 0
+        parts.update(dict.fromkeys(group, "test" if locked else "train"))
+    moved = sum(dataset.examples[i].part != part for i, part in parts.items())
+    examples = tuple(replace(e, part=parts.get(i, e.part)) for i, e in enumerate(dataset.examples))
+    return replace(dataset, examples=examples), moved
+
+
+def like_locked(dataset: Dataset, locked: str) -> tuple[tuple[Fault, ...], tuple[str, ...]]:
+    """Training images that belong together with locked ones, as faults; and warnings. `locked`: what is, in words.
+
+    A class that would be left with fewer than two groups keeps its images, which a warning says.
+    """
+    index = groups.known(dataset.examples)
+    first: dict[int, str] = {}
+    for e, g in zip(dataset.examples, index, strict=True):
+        if e.part == "test":
+            first.setdefault(int(g), e.path)
+    pairs = [(e, int(g)) for e, g in zip(dataset.examples, index, strict=True) if e.part == "train"]
+    left = Counter(label for label, _ in {(e.label, g) for e, g in pairs if g not in first})
+    kind = "nearly the same in val" if locked == "val folder" else "nearly the same in test"
+    faults = tuple(
+        Fault(e.path, kind, f"one picture or one scene with {first[g]}")
+        for e, g in pairs
+        if g in first and left[e.label] >= LEAST_GROUPS
+    )
+    kept = Counter(dataset.classes[e.label] for e, g in pairs if g in first and left[e.label] < LEAST_GROUPS)
+    warnings = tuple(
+        f"{n} training image{'' if n == 1 else 's'} of class {name!r} belong together with locked ones and stay: too"
+        " little else is there to learn from. The result is too good for this class."
+        for name, n in sorted(kept.items())
+    )
+    return faults, warnings
+
+
 def independent(examples: Sequence[Example]) -> float:
-    """How many independent images these are worth: copies of one content are no more than one."""
-    _, groups = np.unique([e.digest for e in examples], return_inverse=True)
-    return statistics.independent(groups, len(examples))
+    """How many independent images these are worth: those that belong together are no more than one."""
+    return statistics.independent(groups.known(examples), len(examples))
 
 
 def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
@@ -281,12 +343,19 @@ def _moved(dataset: Dataset, moves: dict[Part, Part]) -> Dataset:
     return replace(dataset, examples=tuple(replace(e, part=moves.get(e.part, e.part)) for e in dataset.examples))
 
 
-def _stratified(dataset: Dataset, seed: int) -> set[str]:
-    """Digests of a fifth of the images, class by class."""
+def _class_of(dataset: Dataset, index: NDArray[np.int64]) -> dict[int, int]:
+    """The class that each group counts for: where copies contradict each other, the last one's."""
+    return {int(g): e.label for e, g in zip(dataset.examples, index, strict=True)}
+
+
+def _stratified(dataset: Dataset, index: NDArray[np.int64], seed: int) -> set[int]:
+    """A fifth of the groups, class by class; the same one whatever the order of the files."""
     from sklearn.model_selection import train_test_split  # noqa: PLC0415 (1.6 s to import)
 
-    label_of = {e.digest: e.label for e in dataset.examples}
-    digests = sorted(label_of)
-    labels = [label_of[d] for d in digests]
-    _, chosen = train_test_split(digests, test_size=LOCK_SHARE, random_state=seed, stratify=labels)
+    name: dict[int, str] = {}
+    for e, g in zip(dataset.examples, index, strict=True):
+        name[int(g)] = min(e.digest, name.get(int(g), e.digest))
+    label_of = _class_of(dataset, index)
+    order = sorted(name, key=lambda g: name[g])
+    _, chosen = train_test_split(order, test_size=LOCK_SHARE, random_state=seed, stratify=[label_of[g] for g in order])
     return set(chosen)

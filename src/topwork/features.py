@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +66,10 @@ class Features:
         """The same without a place in memory: what is looked at is read from the shards, each time."""
         places = self._places if rows is None else self._places[rows]
         return shards.Rows(self._shards, places, k, self.widths[k])
+
+    def of(self, rows: NDArray[np.int64]) -> Features:
+        """Those of these images alone; what the pass took stays what it was."""
+        return replace(self, logits=None if self.logits is None else self.logits[rows], _places=self._places[rows])
 
 
 def measure(

@@ -115,6 +115,7 @@ class Example:
     group: str = ""  # given by the user (patient, burst): images of one are never on two sides; "": none was
     labels: tuple[int, ...] = ()  # all of them, rising, where an image may have several (Dataset.multi_label)
     facts: FileFacts | None = None  # what its file says of itself
+    scene: str = ""  # found by looks: images of one belong together like those of one group; "": alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,38 @@ class Dataset:
     def part(self, *parts: Part) -> tuple[Example, ...]:
         """The examples of the given parts, in order."""
         return tuple(e for e in self.examples if e.part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCount:
+    """Links of one kind between images that belong together."""
+
+    kind: str  # "copy", "given", "near-duplicate" or "burst"
+    links: int
+    images: int  # that have such a link
+    examples: tuple[tuple[str, str], ...]  # a few pairs of paths
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Which images belong together, and what difference it makes."""
+
+    images: int
+    groups: int  # an image alone is one, too
+    together: int  # images that are not alone
+    counts: tuple[GroupCount, ...]
+    largest: tuple[tuple[str, ...], ...]  # a few paths of each of the largest groups
+    sizes: tuple[int, ...]  # of these, in images
+    limit: float  # distance, over that to other images of the class, up to which two are one scene; 0: not looked for
+    limit_in_order: float  # the same for neighbours by name or capture time; 0: the order says nothing
+    moved: int = 0  # images that changed sides so that their group stands on one side
+    left_out: int = 0  # images that were left out of training for the sake of a test folder
+    cut: str = ""  # at which the two accuracies were measured; "" where bursts and near-duplicates make no difference
+    accuracy_apart: float | None = None  # leave-group-out: what to expect on new scenes
+    accuracy_mixed: float | None = None  # leave-one-out, as if photos of one scene might stand on both sides
+    inflation: float | None = None  # the second minus the first, on the same images, with its 95% interval
+    inflation_low: float | None = None
+    inflation_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +437,8 @@ class Options:
     delta: float = 0.01
     seed: int = 0
     cache: str | None = None
+    bursts: bool = True  # photos of one scene are found and kept on one side
+    split_of: str | None = None  # an earlier run, whose parts and groups are taken
     columns: Columns = field(default_factory=Columns)
 
 
@@ -528,6 +563,7 @@ class RunRecord:
     suspects: Suspects | None = None  # None where there are too few images, or several labels per image
     shortcuts: tuple[Shortcut, ...] = ()  # empty where an image may have several labels
     growth: Growth | None = None  # None where there are too few images, or several labels per image
+    groups: Grouped | None = None  # which images belong together; None in runs of an earlier topwork
 
     @property
     def backbone(self) -> BackboneFacts:

@@ -30,6 +30,7 @@ from topwork.records import (
     Estimate,
     Fault,
     Finding,
+    Grouped,
     Growth,
     Metrics,
     Plan,
@@ -52,6 +53,14 @@ STAGES = {
 }
 LOCKED = ("test folder", "val folder", "held-out part")
 """Parts of the data that a result can be measured on; any other name is a folder's."""
+
+LINKS = {
+    "copy": "the same content",
+    "given": "of one given group",
+    "near-duplicate": "nearly the same picture",
+    "burst": "photos of one scene",
+}
+"""What images that belong together are, by the kind of their link."""
 
 BAR = 24  # characters of an accuracy bar
 WITH_BARS = 78  # columns of a terminal from which bars leave room for the numbers beside them
@@ -170,6 +179,25 @@ def faults(console: Console, found: Sequence[Fault]) -> None:
         console.print(f"        {escape(fault.path)}  [dim]{escape(fault.kind)}: {escape(fault.detail)}[/]")
     if len(found) > SHOWN_FAULTS:
         console.print(f"        [dim]and {len(found) - SHOWN_FAULTS} more; `topwork check --json` lists them all[/]")
+
+
+def grouped(console: Console, facts: Grouped) -> None:
+    """Which images belong together; nothing where all stand alone."""
+    if not facts.together:
+        return
+    console.print(
+        f"[bold]Groups[/]  {facts.together:,} of {facts.images:,} images belong together with another and stay on one"
+        f" side, in {facts.groups - facts.images + facts.together:,} groups of up to {max(facts.sizes):,}",
+        highlight=False,
+    )
+    for count in facts.counts:
+        first, second = count.examples[0]
+        console.print(
+            f"      {LINKS[count.kind]}: {count.images:,} images, such as {escape(first)} and {escape(second)}",
+            highlight=False,
+        )
+    if facts.moved:
+        console.print(f"      {facts.moved:,} changed sides for it", highlight=False)
 
 
 def findings(console: Console, found: Sequence[Finding]) -> None:
@@ -435,7 +463,8 @@ def _size(record: RunRecord) -> str:
 
 
 _DRAWN: dict[type, Callable[[Console, Any], None]] = {
-    Dataset: dataset, BackboneFacts: backbone, EngineFacts: engine, Suspects: suspects, Growth: growth,
+    Dataset: dataset, BackboneFacts: backbone, EngineFacts: engine, Grouped: grouped,
+    Suspects: suspects, Growth: growth,
 }  # fmt: skip
 """Facts that are drawn as they come, whatever they are called."""
 

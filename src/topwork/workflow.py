@@ -63,6 +63,8 @@ def fit(
     flip: bool = True,
     balance: bool = False,
     several_depths: bool = True,
+    bursts: bool = True,
+    split_of: str | Path | None = None,
     budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
@@ -84,6 +86,8 @@ def fit(
     (seconds, or text such as "10m" or "40fe"). `cut`, `unfreeze`, `lr` (of AdamW, for the last stage) and
     `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
     `several_depths`: the head may read more than one cut, where that is shown to be better.
+    `bursts`: photos of one scene are found and kept on one side. `split_of`: an earlier run (or its split.parquet)
+    whose parts and groups are taken.
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
@@ -94,7 +98,8 @@ def fit(
     options = Options(
         _absolute(source), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
         tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
-        None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache), columns,
+        None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
+        bursts, None if split_of is None else _absolute(split_of), columns,
     )  # fmt: skip
     return _fit(options, target, source, watch)
 
@@ -231,9 +236,8 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         seen = survey.measure(
             source, o.columns.labels, o.columns.group, splits=o.columns.split, image_column=o.columns.image,
             label_separator=o.columns.separator, backbone=o.backbones, weights=o.weights, size=o.sizes,
-            seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several, watch=watch,
-            clock=clock,
+            seed=o.seed, delta=o.delta, balance=o.balance, cache=o.cache, budget=o.budget, cuts=(o.unfreeze,),
+            cut=o.cut, several_depths=several, bursts=o.bursts, split_of=o.split_of, watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
@@ -272,7 +276,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
         with clock.time("save"):
-            run = _saved(seen, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o)
+            run = _saved(seen, one_depth, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
     watch.show("run", run)
     return run
@@ -375,7 +379,7 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
 
 
 def _saved(
-    seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
+    seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
     of_data: _Doubts, clock: Clock, started: float, target: Path, o: Options,
 ) -> Run:  # fmt: skip
     m, features = outcome.m, outcome.m.features
@@ -397,11 +401,11 @@ def _saved(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
             data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
             outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
-            of_data.suspects, of_data.shortcuts, of_data.growth,
+            of_data.suspects, of_data.shortcuts, of_data.growth, seen.parted(planned),
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores)
+    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores, m.dataset)
 
 
 def _absolute(path: str | Path) -> str:
