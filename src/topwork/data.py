@@ -114,7 +114,7 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
         return _moved(dataset, {"val": "train"}), "test folder"
     if "val" in parts:
         return _moved(dataset, {"val": "test"}), "val folder"
-    contents = Counter({e.digest: e.label for e in dataset.examples}.values())
+    contents = Counter(i for e in {e.digest: e for e in dataset.examples}.values() for i in dataset.labels_of(e))
     fewest = min(contents[i] for i in range(len(dataset.classes)))
     if len(dataset.examples) < LOCK_FROM or fewest < LOCK_MIN_PER_CLASS:
         return dataset, "out-of-sample"
@@ -131,12 +131,14 @@ def independent(examples: Sequence[Example]) -> float:
 
 def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
     """What run.json keeps of the data."""
-    counts = Counter((e.label, e.part) for e in dataset.examples)
+    counts = Counter((i, e.part) for e in dataset.examples for i in dataset.labels_of(e))
     classes = tuple(
         ClassCount(name, counts[i, "train"], counts[i, "val"], counts[i, "test"])
         for i, name in enumerate(dataset.classes)
     )
-    lines = sorted(f"{e.digest} {dataset.classes[e.label]} {e.part}" for e in dataset.examples)
+    lines = sorted(
+        f"{e.digest} {'|'.join(dataset.classes[i] for i in dataset.labels_of(e))} {e.part}" for e in dataset.examples
+    )
     print_ = images.digest("\n".join(lines).encode())
     return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_)
 
@@ -145,12 +147,13 @@ def check(dataset: Dataset) -> None:
     """Raise DataError unless there are two classes of two training images each; lists every reason."""
     judging = _judging({e.part for e in dataset.examples})
     # Copies of one image are one: what is left out could not be told from what is kept.
-    counts = Counter(label for label, _ in {(e.label, e.digest) for e in dataset.examples if e.part != judging})
+    learnt = [(i, e.digest) for e in dataset.examples if e.part != judging for i in dataset.labels_of(e)]
+    counts = Counter(label for label, _ in set(learnt))
     problems = []
     if len(dataset.classes) < 2:
         found = f" (only {dataset.classes[0]!r})" if dataset.classes else ""
         problems.append(f"at least two classes are needed, {len(dataset.classes)} found{found}")
-    files = Counter(e.label for e in dataset.examples if e.part != judging)
+    files = Counter(label for label, _ in learnt)
     problems += [
         f"class {name!r} has {counts[i]} usable training image{'' if counts[i] == 1 else 's'}, at least two are needed"
         + (" (copies of one count once)" if files[i] > counts[i] else "")
@@ -325,5 +328,9 @@ def _stratified(dataset: Dataset, seed: int) -> set[str]:
     label_of = {e.digest: e.label for e in dataset.examples}
     digests = sorted(label_of)
     labels = [label_of[d] for d in digests]
+    if dataset.multi_label:  # the rarest label of each image: few images may be left to a frequent one
+        counts = Counter(labels)
+        (most, _), *_ = counts.most_common(1)
+        labels = [i if counts[i] >= LOCK_MIN_PER_CLASS else most for i in labels]
     _, chosen = train_test_split(digests, test_size=LOCK_SHARE, random_state=seed, stratify=labels)
     return set(chosen)

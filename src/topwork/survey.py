@@ -139,6 +139,7 @@ def measure(
     cut: str | None = None,
     several_depths: bool = True,
     enough: bool = False,
+    one_label: Sequence[str] = (),
     watch: Watch = SILENT,
     clock: Clock | None = None,
 ) -> Survey:
@@ -153,6 +154,8 @@ def measure(
     before the pass, not after it. `cut`: the one that is asked for, up to which the others pass then.
     `several_depths=False`: no image passes deeper for the sake of a head that reads several depths.
     `enough`: of LARGE images or more, only a sample is measured, as soon as one decides, or all would not either.
+    `one_label`: what was asked for that is of use where each image has one label: told before the pass where it may
+    have several. So is `balance`.
     Raises UsageError, DataError, MissingError.
     """
     clock = clock or Clock()
@@ -166,6 +169,14 @@ def measure(
         dataset = data.read_folder(root, watch=watch)
         dataset, locked = data.lock(dataset, seed)
     watch.show("data", dataset)
+    if dataset.multi_label:
+        refused = [*one_label, *(["--balance"] if balance else [])]
+        if refused:
+            raise UsageError(
+                f"{', '.join(refused)}: for one label per image, and in {root} an image may have several; leave"
+                f" {'them' if refused[1:] else 'it'} out: a head alone is trained there (--strategy head), and each"
+                " label has its own threshold"
+            )
     with clock.time("load"):
         contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:

@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import data, evaluate, head, model, plan, runs, survey, tune, zoo
+from topwork import data, evaluate, head, model, plan, ranking, runs, survey, tune, zoo
 from topwork.errors import DataError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
@@ -97,6 +98,8 @@ def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tupl
     loaded = model.load(Path(run))
     held_out = data.read_held_out(Path(folder), loaded.classes, watch=watch)
     watch.begin("predict", len(held_out.examples))
+    if held_out.multi_label and not loaded.facts.multi_label:
+        raise DataError(f"{folder}: its images may have several labels; the model in {run} gives one to each")
     logits, judged, unread = [], [], []
     for start in range(0, len(held_out.examples), model.BATCH):
         batch = held_out.examples[start : start + model.BATCH]
@@ -113,6 +116,16 @@ def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tupl
     if not judged:
         raise DataError(f"{folder}: none of its {len(held_out.examples)} images could be decoded")
     held_out = replace(held_out, examples=tuple(judged), faults=(*held_out.faults, *unread))
+    if loaded.facts.multi_label:
+        shares, thresholds = np.array(logits), np.array(loaded.facts.thresholds)
+        metrics = evaluate.several(
+            logit(np.clip(shares, 1e-12, 1 - 1e-12)),
+            ranking.multi_hot([held_out.labels_of(e) for e in judged], len(loaded.classes)), loaded.classes,
+            decided=shares >= thresholds, thresholds=thresholds, on=str(folder),
+            groups=np.unique([e.digest for e in judged], return_inverse=True)[1],
+            independent=data.independent(judged),
+        )  # fmt: skip
+        return metrics, held_out
     metrics = evaluate.metrics(
         np.log(np.maximum(np.array(logits), 1e-12)), np.array([e.label for e in judged]), loaded.classes,
         temperature=1.0, on=str(folder), independent=data.independent(judged),
@@ -134,6 +147,8 @@ class _Outcome:
     metrics: Metrics
     rows: NDArray[np.int64]  # of the judged images
     scores: NDArray[np.float64]  # (len(rows), C) before the temperature
+    thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
+    decided: NDArray[np.bool_] | None = None  # (len(rows), C) labels that were given, where there may be several
 
 
 def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
@@ -144,8 +159,8 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
         several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
         seen = survey.measure(
             root, backbone=o.backbones, weights=o.weights, size=o.sizes, seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several, watch=watch,
-            clock=clock,
+            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several,
+            one_label=_of_training(o), watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
@@ -161,7 +176,7 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
         outcome: _Outcome | None = None
         arms: list[tune.Arm] = []
         leftovers: tuple[Path, ...] = ()
-        if o.strategy != "head":
+        if o.strategy != "head" and not m.dataset.multi_label:
             arms = _arms(seen, m, one_depth, o)
             with clock.time("train"):
                 budget = budgets.seconds(o.budget, m.features.fe_seconds, m.features.engine.faster) - seen.spent_seconds
@@ -199,6 +214,14 @@ def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[t
     return arms
 
 
+def _of_training(o: Options) -> list[str]:
+    """The options that were given and ask for a training of the kept layers."""
+    given = [f"--{name}" for name in ("unfreeze", "lr", "epochs") if getattr(o, name) is not None]
+    if o.budget is not None and survey.AUTO not in o.backbones:
+        given.append("--budget")
+    return given if o.strategy in {"auto", "head"} else [f"--strategy {o.strategy}", *given]
+
+
 def _validate(o: Options) -> None:
     """Every option that can be checked before any work; gathers all problems."""
     problems = []
@@ -234,13 +257,12 @@ def _validate(o: Options) -> None:
 def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: Options) -> _Outcome:
     """The head on the frozen layers, judged on what is locked, else out of sample."""
     fitted, classes = frozen.head, m.dataset.classes
+    corrected, decided_ = None, fitted.decided
     if m.locked != "out-of-sample":
         rows = m.locked_rows
         scores = (frozen.features(m, rows) @ fitted.weight + fitted.bias).astype(np.float64)
-        metrics = evaluate.metrics(
-            scores, m.labels[rows], classes,
-            temperature=fitted.temperature, on=m.locked, independent=_independent(m, rows),
-        )  # fmt: skip
+        if fitted.several:
+            decided_ = scores / fitted.temperature >= fitted.thresholds
     else:
         rows, scores = m.rows, fitted.scores
         order = plan.places(seen.evidences, o.cut)
@@ -249,13 +271,22 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
             order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
             fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
         )  # fmt: skip
-        metrics = evaluate.metrics(
-            scores, m.labels[rows], classes,
-            temperature=fitted.temperature, on=m.locked,
-            corrected=evaluate.corrected_accuracy(selected, seed=o.seed),
-            independent=_independent(m, rows),
-        )  # fmt: skip
+        corrected = evaluate.corrected_accuracy(selected, seed=o.seed)
     taps = tuple(m.features.cuts[k] for k in frozen.taps)
+    if fitted.several:
+        thresholds = expit(fitted.thresholds)
+        metrics = evaluate.several(
+            scores / fitted.temperature, m.truth[rows], classes, decided=decided_, thresholds=thresholds, on=m.locked,
+            corrected=corrected, groups=_contents(m, rows), independent=_independent(m, rows), seed=o.seed,
+        )  # fmt: skip
+        return _Outcome(
+            m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows,
+            scores, tuple(float(t) for t in thresholds), decided_,
+        )  # fmt: skip
+    metrics = evaluate.metrics(
+        scores, m.labels[rows], classes, temperature=fitted.temperature, on=m.locked, corrected=corrected,
+        independent=_independent(m, rows),
+    )  # fmt: skip
     return _Outcome(
         m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
     )
@@ -279,6 +310,11 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
     return data.independent([m.dataset.examples[i] for i in rows])
 
 
+def _contents(m: Measured, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Images of the same content have the same number: (len(rows),)."""
+    return np.unique([m.dataset.examples[i].digest for i in rows], return_inverse=True)[1]
+
+
 def _saved(
     seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
     started: float, target: Path, o: Options,
@@ -288,7 +324,7 @@ def _saved(
     facts = ModelFacts(
         SCHEMA, version("topwork"), m.backbone.name, m.backbone.fingerprint, decided.cut, outcome.taps,
         m.backbone.preprocessing, m.dataset.classes, outcome.temperature, channels, outcome.head, decided.kept_cost,
-        outcome.metrics.accuracy, runs.versions(),
+        outcome.metrics.accuracy, runs.versions(), m.dataset.multi_label, outcome.thresholds,
     )  # fmt: skip
     kept = model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
 
@@ -305,7 +341,7 @@ def _saved(
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores)
+    return runs.save(target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, decided=outcome.decided)
 
 
 def _absolute(path: str | Path) -> str:
