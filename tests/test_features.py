@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import SIZE_PX, Log, write_photos
-from topwork import data, features, images, shards, zoo
+from topwork import data, features, images, probe, shards, zoo
 from topwork.errors import DataError, TopworkError
 from topwork.features import Features
 from topwork.records import Example, Preprocessing
@@ -225,6 +225,15 @@ def test_copies_pass_once(photos: Path, tmp_path: Path) -> None:
 def test_some_rows_are_those_of_all(rows: list[int], k: int, few: Features) -> None:
     wanted = np.array(rows, dtype=np.int64)
     np.testing.assert_array_equal(few.at(k, wanted), few.at(k)[wanted])
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.integers(0, 11), max_size=20), some=st.slices(20), k=st.integers(0, 1))
+def test_what_is_read_in_pieces_is_the_same(rows: list[int], some: slice, k: int, few: Features) -> None:
+    wanted = np.array(rows, dtype=np.int64)
+    table, whole = few.read(k, wanted), few.at(k, wanted)
+    assert table.shape == whole.shape and len(table) == len(whole)
+    np.testing.assert_array_equal(table[some], whole[some])
 
 
 @pytest.fixture(scope="module")
@@ -833,6 +842,27 @@ def test_a_few_rows_of_a_large_shard_take_little_memory(few: Features, tmp_path:
     tracemalloc.stop()
     assert peak < 4e6
     np.testing.assert_array_equal(found.sum(axis=1), np.where(rows == 150_000, width, 0))
+
+
+def test_a_probe_that_reads_in_pieces_holds_no_cut_in_memory(
+    few: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 rows of 512 values are 41 MB as float32."""
+    n, width = 20_000, 512
+    rng = np.random.default_rng(0)
+    rng.standard_normal((n, width), dtype=np.float32).astype(np.float16).tofile(tmp_path / "000.f16")
+    shard = shards.Shard(tmp_path, (b"",) * n, np.ones(4), (width,))
+    many = replace(few, widths=(width,), _shards=(shard,), _places=np.stack([np.zeros(n), np.arange(n)], 1).astype(int))
+    monkeypatch.setattr(probe, "CHUNK", 512)
+    x = many.read(0)
+    tracemalloc.start()
+    standard = probe.Standardised.of(x)
+    factors = probe.factor(x, standard)
+    found = probe.weights(x, rng.integers(0, 3, n), 3, 1.0, standard, factors)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 25e6
+    assert np.isfinite(found[0]).all()
 
 
 # Several backbones in one pass

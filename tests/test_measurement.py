@@ -45,6 +45,22 @@ class Written:
     def at(self, k: int, rows: NDArray[np.int64] | None = None) -> Floats:
         return self.columns[k] if rows is None else self.columns[k][rows]
 
+    def read(self, k: int, rows: NDArray[np.int64] | None = None) -> Any:
+        return Pieces(self.at(k, rows))
+
+
+class Pieces:
+    """Rows that are given when they are asked for, and nothing else that an array can."""
+
+    def __init__(self, x: Floats) -> None:
+        self._x, self.shape = x, x.shape
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, rows: Any) -> Floats:
+        return self._x[rows]
+
 
 def backbone(cuts: int) -> Any:
     return SimpleNamespace(
@@ -90,6 +106,19 @@ def complementary(*, first: bool = True) -> list[Floats]:
 
 def heads(m: Measured, chosen: int, *, delta: float = 0.01, several: bool = True) -> Frozen:
     return frozen_head(m, chosen, 0, several=several, delta=delta)
+
+
+def test_features_that_are_read_in_pieces_give_the_very_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for many in (measurement.IN_MEMORY, 0):
+        monkeypatch.setattr(measurement, "IN_MEMORY", many)
+        m = measured(complementary(), LABELS, tmp_path / str(many))
+        found.append((m, heads(m, 1)))
+    (a, one), (b, other) = found
+    for p, q in zip(a.probes, b.probes, strict=True):
+        np.testing.assert_array_equal(p.scores, q.scores)
+    np.testing.assert_array_equal(one.head.weight, other.head.weight)
+    np.testing.assert_array_equal(fitted_head(a, 1, 0).weight, fitted_head(b, 1, 0).weight)
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -173,7 +202,7 @@ def test_on_images_that_nothing_has_seen_the_head_is_the_sum_of_its_ridge_heads(
     assert found.taps == (0, 1)
     rows, train = m.locked_rows, m.rows
     assert len(rows) == 80
-    got = found.features(m, rows) @ found.head.weight + found.head.bias
+    got = found.scores(m, rows)
     weight = measurement.stack.stack(
         [s.astype(np.float32) for s in m.by_fold or ()], m.labels[train], 4,
         measurement.head.folds(m.labels[train], None, 0),

@@ -58,8 +58,12 @@ class Features:
 
     def at(self, k: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Features at cut k of the given images (default all): (n, width) float32."""
+        return self.read(k, rows)[:]
+
+    def read(self, k: int, rows: NDArray[np.int64] | None = None) -> shards.Rows:
+        """The same without a place in memory: what is looked at is read from the shards, each time."""
         places = self._places if rows is None else self._places[rows]
-        return shards.gather(self._shards, places, k, self.widths[k])
+        return shards.Rows(self._shards, places, k, self.widths[k])
 
 
 def measure(

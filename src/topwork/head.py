@@ -10,7 +10,10 @@ labels at once, is held against ridge scores that are calibrated label by label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -20,10 +23,23 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
 from topwork import sigmoid
-from topwork.probe import Factors, Floats, Ints, Labels, Probe, Right, Standardised, factor, probe, right, weights
+from topwork.probe import (
+    Factors,
+    Floats,
+    Ints,
+    Labels,
+    Probe,
+    Right,
+    Standardised,
+    Table,
+    factor,
+    probe,
+    right,
+    weights,
+)
 from topwork.records import HeadFacts
 
-FORMULA = "2"
+FORMULA = "3"
 """Raised by every change that can change a number here; results kept under another one are not read."""
 
 FOLDS = 5
@@ -110,7 +126,7 @@ def folds(labels: Ints, groups: Ints | None, seed: int, k: int = FOLDS) -> Ints:
 
 
 def fit(
-    x: NDArray[np.float32],  # (n, d) pooled features at the chosen cut
+    x: Table,  # (n, d) pooled features at the chosen cut
     labels: Labels,
     classes: int,
     loo: Probe,  # of the same features
@@ -134,7 +150,7 @@ def fit(
     alone = np.array([penalty])
     ridge = probe(x, labels, classes, groups=fold, penalties=alone, standard=standard, factors=factors)
     ridge_accuracy = float(a @ ridge.correct[:, 0]) / len(x)
-    path = _path(x, labels, classes, fold, standard, factors) if x.size <= LOGISTIC_VALUES else None
+    path = _path(x, labels, classes, fold, standard, factors) if math.prod(x.shape) <= LOGISTIC_VALUES else None
     if path is None:
         reason = f"ridge: logistic regression is not tried on more than {LOGISTIC_VALUES:,} feature values"
     else:
@@ -177,7 +193,7 @@ def temperature(scores: Floats, labels: Ints) -> float:  # (n, C)
 
 
 def _several(
-    x: NDArray[np.float32], truth: NDArray[np.bool_], penalty: float, fold: Ints, standard: Standardised,
+    x: Table, truth: NDArray[np.bool_], penalty: float, fold: Ints, standard: Standardised,
     factors: Factors,
 ) -> Head:  # fmt: skip
     """The head of several labels. All that judges or compares is out of fold, slopes and thresholds included."""
@@ -188,7 +204,7 @@ def _several(
     scores = sigmoid.calibrated(raw, truth, fold)
     ridge_loss = sigmoid.losses(scores, truth)
     ridge_folds = right(scores, truth, 0.0)
-    path = _path(x, truth, classes, fold, standard, factors) if x.size <= LOGISTIC_VALUES else None
+    path = _path(x, truth, classes, fold, standard, factors) if math.prod(x.shape) <= LOGISTIC_VALUES else None
     reason = f"ridge: logistic regression is not tried on more than {LOGISTIC_VALUES:,} feature values"
     kind, t, kept, accuracy = "ridge", 1.0, ridge_folds, None
     if path is not None:
@@ -235,9 +251,7 @@ class _Path:
     loss: NDArray[np.float32]  # (n, P)
 
 
-def _path(
-    x: NDArray[np.float32], labels: Labels, classes: int, fold: Ints, standard: Standardised, factors: Factors
-) -> _Path:
+def _path(x: Table, labels: Labels, classes: int, fold: Ints, standard: Standardised, factors: Factors) -> _Path:
     """Out-of-fold logits along the penalties."""
     u, a = _left(x, standard, factors), factors.root**2
     n, rows = len(labels), np.arange(len(labels))
@@ -247,17 +261,17 @@ def _path(
         walks.append(_walk(u[train], factors.s, labels[train], a[train], classes, factors.unit * len(train) / n))
     scores: list[Floats] = []
     losses: list[Floats] = []
-    for _ in LOGISTIC_PENALTIES:
-        out = np.empty((n, classes))
-        for k, walk in enumerate(walks):
-            w, b = next(walk)
-            out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
-        scores.append(out)
-        several = labels.ndim == 2
-        losses.append(sigmoid.losses(out, labels) if several else -log_softmax(out, axis=1)[rows, labels])
-        means = [float(a @ loss) for loss in losses]
-        if len(means) >= 2 and means[-1] > means[-2]:
-            break
+    with ThreadPoolExecutor(min(FOLDS, os.cpu_count() or 1)) as pool:  # what a step computes, it computes unlocked
+        for _ in LOGISTIC_PENALTIES:
+            out = np.empty((n, classes))
+            for k, (w, b) in enumerate(pool.map(next, walks)):
+                out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
+            scores.append(out)
+            several = labels.ndim == 2
+            losses.append(sigmoid.losses(out, labels) if several else -log_softmax(out, axis=1)[rows, labels])
+            means = [float(a @ loss) for loss in losses]
+            if len(means) >= 2 and means[-1] > means[-2]:
+                break
     correct = np.stack([right(s, labels, 0.0) for s in scores], axis=1)
     return _Path(scores, correct, np.stack(losses, axis=1).astype(np.float32))
 
@@ -272,31 +286,22 @@ def _walk(
     of the fit and scored far below the others. Of several labels the loss is the sum of their binary ones; labels that
     no row has here, or every row, have an offset alone.
     """
-    several = labels.ndim == 2
-    n, r = len(u), u.shape[1]
-    if several:
+    n, r, a = len(u), u.shape[1], importance.astype(np.float32)
+    if labels.ndim == 2:
         has = labels.sum(axis=0)
         present = np.flatnonzero((has > 0) & (has < n))
-        targets = labels[:, present].astype(np.float32)
-        prior = np.log((has + 1) / (n - has + 1))  # no certainty either, where all agree
+        absent = np.log((has + 1) / (n - has + 1))  # no certainty either, where all agree
+        step, b = _each(labels[:, present], importance), absent[present]
     else:
-        present = np.unique(labels)
-        targets = np.eye(len(present), dtype=np.float32)[np.searchsorted(present, labels)]
-        prior = np.full(classes, -BIG)
+        present, column = np.unique(labels, return_inverse=True)
+        absent = np.full(classes, -BIG)
+        step, b = _one_of(column, importance), np.log(np.bincount(column, weights=a, minlength=len(present)) / n)
     c = len(present)
-    a = importance.astype(np.float32)[:, None]
-    w, b = np.zeros((r, c)), prior[present] if several else np.log((a * targets).mean(axis=0, dtype=np.float64))
+    w = np.zeros((r, c))
 
     def loss(theta: Floats, stretch: Floats, ridge: Floats) -> tuple[float, Floats]:
         v, bias = theta[: r * c].reshape(r, c), theta[r * c :]
-        logits = u @ (stretch * v).astype(np.float32) + bias.astype(np.float32)
-        if several:
-            delta = a * (expit(logits) - targets)
-            wrong = float((a * (np.logaddexp(np.float32(0), logits) - targets * logits)).sum(dtype=np.float64))
-        else:
-            log_p = log_softmax(logits, axis=1)
-            delta = a * (np.exp(log_p) - targets)
-            wrong = -float((a * log_p)[targets > 0].sum(dtype=np.float64))
+        wrong, delta = step(u @ (stretch * v).astype(np.float32) + bias.astype(np.float32))
         value = wrong + float((ridge * v**2).sum()) / 2
         gradient = stretch * (u.T @ delta) + ridge * v
         return value / n, np.concatenate([gradient.ravel(), delta.sum(axis=0)]).astype(np.float64) / n
@@ -310,24 +315,55 @@ def _walk(
             options={"maxiter": MAX_STEPS, "gtol": 1e-4, "ftol": 1e-6},
         )  # fmt: skip
         w, b = found.x[: r * c].reshape(r, c) / even, found.x[r * c :]
-        whole_w, whole_b = np.zeros((r, classes)), prior.copy()
+        whole_w, whole_b = np.zeros((r, classes)), absent.copy()
         whole_w[:, present], whole_b[present] = w, b
         yield whole_w, whole_b
 
 
+Step = Callable[[NDArray[np.float32]], tuple[float, NDArray[np.float32]]]
+"""From logits (n, C), which it may write over, the weighed loss and its gradient by them."""
+
+
+def _one_of(column: Ints, weight: Floats) -> Step:
+    """Softmax: each row has one class."""
+    each, a = np.arange(len(column)), weight.astype(np.float32)
+
+    def step(z: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        z -= z.max(axis=1, keepdims=True)
+        shares = np.exp(z)
+        total = shares.sum(axis=1, keepdims=True)
+        losses = np.log(total[:, 0]) - z[each, column]
+        shares /= total
+        shares[each, column] -= 1
+        return float(losses.dot(weight)), a[:, None] * shares
+
+    return step
+
+
+def _each(truth: NDArray[np.bool_], weight: Floats) -> Step:
+    """Sigmoids: each row has any of the labels."""
+    targets, a = truth.astype(np.float32), weight.astype(np.float32)
+
+    def step(z: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        losses = (np.logaddexp(np.float32(0), z) - targets * z).sum(axis=1, dtype=np.float64)
+        return float(losses.dot(weight)), a[:, None] * (expit(z) - targets)
+
+    return step
+
+
 def _refit(
-    x: NDArray[np.float32], labels: Labels, classes: int, best: int, standard: Standardised, factors: Factors
+    x: Table, labels: Labels, classes: int, best: int, standard: Standardised, factors: Factors
 ) -> tuple[Floats, Floats]:
     walk = _walk(_left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit)
     w, b = next(islice(walk, best, None))
     if factors.v is not None:
         return factors.v @ w, b
     assert factors.u is not None
-    rows = factors.root[:, None] * standard(x)
+    rows = factors.root[:, None] * standard(x[:])
     return rows.T @ (factors.u @ (w / np.sqrt(factors.s)[:, None])), b  # X' U / sqrt(s) = V
 
 
-def _left(x: NDArray[np.float32], standard: Standardised, factors: Factors) -> NDArray[np.float32]:
+def _left(x: Table, standard: Standardised, factors: Factors) -> NDArray[np.float32]:
     """X V / sqrt(s): the rows in at most n coordinates. L2 penalties do not see the rotation: the fit is the same."""
     return (factors.left(x, standard, slice(None)) / factors.root[:, None]).astype(np.float32)
 

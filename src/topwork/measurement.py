@@ -26,6 +26,11 @@ FOLD_SCORES = 100_000_000
 """Images x classes x cuts up to which scores out of fold are kept for a head of several depths: 200 MB as float16."""
 
 
+IN_MEMORY = 8192
+"""Images up to which the features of a cut are held in memory, 10 KB of each at the widest cut of EfficientNet-Lite0;
+those of more are read from the disk's cache in pieces, some five times."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """All that one pass through a backbone and the probes say, before anything is decided."""
@@ -83,7 +88,7 @@ def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
     """The head at the chosen cut."""
 
     def compute() -> memo.Arrays:
-        x = m.features.at(chosen, m.rows)
+        x = _table(m.features, chosen, m.rows)
         found = head.fit(
             x, m.truth[m.rows], len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed,
             importance=m.importance, strata=m.labels[m.rows],
@@ -104,9 +109,14 @@ class Frozen:
     tried: tuple[tuple[NDArray[Any], float], ...]  # heads of several depths in order: (n,) where each is right
     # out of fold, and the gain over one depth that it must be shown to exceed
 
-    def features(self, m: Measured, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What the head reads of these images: the pooled features of its cuts, one after the other."""
-        return np.concatenate([m.features.at(k, rows) for k in self.taps], axis=1)
+    def scores(self, m: Measured, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The head's logits of these images, before the temperature: (n, C). It reads the cuts one after the other."""
+        parts = [rows[i : i + probe.CHUNK] for i in range(0, len(rows), probe.CHUNK)]
+        found = [
+            np.concatenate([m.features.at(k, part) for k in self.taps], axis=1) @ self.head.weight + self.head.bias
+            for part in parts
+        ]
+        return np.concatenate(found).astype(np.float64)
 
 
 def frozen_head(m: Measured, chosen: int, seed: int, *, several: bool, delta: float) -> Frozen:
@@ -163,7 +173,7 @@ def _stacked(m: Measured, fitted: head.Head, found: stack.Stacked, gain: tuple[f
     weights = found.weights[list(used)]
 
     def compute() -> memo.Arrays:
-        x_by_cut = (m.features.at(k, m.rows) for k in used)
+        x_by_cut = (_table(m.features, k, m.rows) for k in used)
         w, b = stack.fit(x_by_cut, labels, classes, [m.probes[k] for k in used], weights, importance=m.importance)
         return {"weight": w, "bias": b}
 
@@ -181,6 +191,11 @@ def _stacked(m: Measured, fitted: head.Head, found: stack.Stacked, gain: tuple[f
         fitted, weight=arrays["weight"], bias=arrays["bias"], temperature=t, scores=found.scores, right=found.right,
         facts=replace(fitted.facts, kind="several depths", temperature=t, reason=reason),
     )  # fmt: skip
+
+
+def _table(seen: features.Features, k: int, rows: NDArray[np.int64]) -> probe.Table:
+    """The features at cut k, in memory where they are few."""
+    return seen.at(k, rows) if len(rows) <= IN_MEMORY else seen.read(k, rows)
 
 
 def _inputs(m: Measured, cuts: tuple[int, ...], seed: int) -> list[memo.Input]:
@@ -227,7 +242,7 @@ def probed(
     with_folds = keeps_scores(len(rows), classes, len(seen.cuts)) and not dataset.multi_label
 
     def compute(k: int) -> memo.Arrays:
-        x = seen.at(k, rows)
+        x = _table(seen, k, rows)
         standard = probe.Standardised.of(x, importance)
         factors = probe.factor(x, standard, importance)
         result = probe.probe(
@@ -270,7 +285,7 @@ def probed(
         # Only of the images that the choice is made with: what is locked has no say in anything.
         confidence, spread = _source(None if seen.logits is None else seen.logits[rows])
         every = len(seen.cuts) == len(loaded.cuts)  # else what the last one here says is no word of the last layers
-        near = probe.neighbours(seen.at(len(seen.cuts) - 1, rows), truth[rows]) if every else math.nan
+        near = probe.neighbours(seen.read(len(seen.cuts) - 1, rows), truth[rows]) if every else math.nan
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
     work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts[: len(seen.cuts)])

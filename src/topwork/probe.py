@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,18 @@ CHUNK = 4096
 """Rows worked on at a time where n > d, so that memory beyond the features stays flat."""
 
 
+class Table(Protocol):
+    """Features as the probes read them: an (n, d) float32 array, or what gives such rows when it is asked for them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> NDArray[np.float32]: ...
+
+
 @dataclass(frozen=True)
 class Standardised:
     """Column means and scales. Columns that do not vary get scale infinity, hence value 0."""
@@ -63,7 +75,7 @@ class Standardised:
     scale: Floats  # (d,)
 
     @staticmethod
-    def of(x: NDArray[np.float32], importance: Floats | None = None) -> Standardised:  # x: (n, d)
+    def of(x: Table, importance: Floats | None = None) -> Standardised:  # x: (n, d)
         """Moments of the columns, in float64, by chunks of rows; each row counts `importance` times (mean 1)."""
         n, d = x.shape
         a = np.ones(n) if importance is None else importance
@@ -94,7 +106,7 @@ class Factors:
         """Whether U spans everything but the mean: then U U' + root root' / n is the identity."""
         return self.u is not None and len(self.s) == len(self.root) - 1
 
-    def left(self, x: NDArray[np.float32], standard: Standardised, rows: slice | Ints) -> Floats:  # x: (n, d)
+    def left(self, x: Table, standard: Standardised, rows: slice | Ints) -> Floats:  # x: (n, d)
         """U of these rows: (m, r)."""
         if self.u is not None:
             return self.u[rows]
@@ -114,7 +126,7 @@ class Probe:
     scores: NDArray[np.float32]  # (n, C) at the best penalty: one-hot scale
 
 
-def factor(x: NDArray[np.float32], standard: Standardised, importance: Floats | None = None) -> Factors:  # x: (n, d)
+def factor(x: Table, standard: Standardised, importance: Floats | None = None) -> Factors:  # x: (n, d)
     """One eigendecomposition: of X'X where n > d, else of XX' (eigh beats SVD here, method.md section 2)."""
     n, d = x.shape
     root = np.ones(n) if importance is None else np.sqrt(importance)
@@ -124,7 +136,7 @@ def factor(x: NDArray[np.float32], standard: Standardised, importance: Floats | 
             z = root[rows, None] * standard(x[rows])
             gram += z.T @ z
     else:
-        z = root[:, None] * standard(x)
+        z = root[:, None] * standard(x[:])
         gram = z @ z.T
     unit = float(np.trace(gram)) / d
     s, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=True)
@@ -136,7 +148,7 @@ def factor(x: NDArray[np.float32], standard: Standardised, importance: Floats | 
 
 
 def probe(
-    x: NDArray[np.float32],  # (n, d) pooled features
+    x: Table,  # (n, d) pooled features
     labels: Labels,
     classes: int,
     *,
@@ -186,7 +198,7 @@ def probe(
 
 
 def _residuals(
-    x: NDArray[np.float32], standard: Standardised, factors: Factors, targets: Callable[[slice | Ints], Floats],
+    x: Table, standard: Standardised, factors: Factors, targets: Callable[[slice | Ints], Floats],
     projected: Floats, members: list[Ints], penalties: Floats, record: Callable[[int, slice | Ints, Floats], None],
 ) -> None:  # fmt: skip
     """Out-of-sample residuals (m, C) of rows, chunk by chunk and group by group, for every penalty in turn."""
@@ -228,7 +240,7 @@ def _left_out(a: Floats, plain: Floats) -> Floats:
 
 
 def weights(
-    x: NDArray[np.float32],  # (n, d)
+    x: Table,  # (n, d)
     labels: Labels,
     classes: int,
     penalty: float,  # multiple of trace(X'X) / d
@@ -251,14 +263,14 @@ def weights(
     return xty, _mean(labels, classes, root)
 
 
-def neighbours(x: NDArray[np.float32], labels: Labels, *, k: int = 5, most: int = 2000, seed: int = 0) -> float:
+def neighbours(x: Table, labels: Labels, *, k: int = 5, most: int = 2000, seed: int = 0) -> float:
     """Leave-one-out accuracy of the k nearest neighbours by cosine of standardised features.
 
     Over at most `most` images, drawn at random: it is a description, not a decision.
     """
-    if len(x) > most:
-        chosen = np.random.default_rng(seed).choice(len(x), most, replace=False)
-        x, labels = x[chosen], labels[chosen]
+    n, labels_of = len(x), labels
+    chosen = np.arange(n) if n <= most else np.random.default_rng(seed).choice(n, most, replace=False)
+    x, labels = x[chosen], labels_of[chosen]
     z = Standardised.of(x)(x).astype(np.float32)
     z /= np.linalg.norm(z, axis=1, keepdims=True) + 1e-12
     near = z @ z.T

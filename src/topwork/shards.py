@@ -163,6 +163,20 @@ def gather(shards: Sequence[Shard], places: NDArray[np.int64], k: int, width: in
     return out
 
 
+class Rows:
+    """Column k of the rows at `places`, as an (n, width) float32 array of which only what is looked at is read."""
+
+    def __init__(self, shards: Sequence[Shard], places: NDArray[np.int64], k: int, width: int) -> None:
+        self._shards, self._places, self._k = shards, places, k
+        self.shape = (len(places), width)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        return gather(self._shards, self._places[rows], self._k, self.shape[1])
+
+
 def timing(shards: Sequence[Shard], segments: int) -> NDArray[np.float64]:
     """Seconds per image: decoding, then each segment, (1 + segments,), over all rows that it was run for.
 

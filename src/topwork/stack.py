@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import nnls
 
-from topwork.probe import CHUNK, Floats, Ints, Probe, Standardised, factor
+from topwork.probe import CHUNK, Floats, Ints, Probe, Standardised, Table, factor
 from topwork.probe import weights as ridge
 from topwork.statistics import paired_gain
 
@@ -91,7 +91,7 @@ def gain(
 
 
 def fit(
-    x_by_cut: Iterable[NDArray[np.float32]],  # of each cut that counts: (n, d_k) pooled features
+    x_by_cut: Iterable[Table],  # of each cut that counts: (n, d_k) pooled features
     labels: Ints,
     classes: int,
     probes: Sequence[Probe],  # of the same cuts: their penalties

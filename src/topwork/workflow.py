@@ -260,7 +260,7 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
     corrected, decided_ = None, fitted.decided
     if m.locked != "out-of-sample":
         rows = m.locked_rows
-        scores = (frozen.features(m, rows) @ fitted.weight + fitted.bias).astype(np.float64)
+        scores = frozen.scores(m, rows)
         if fitted.several:
             decided_ = scores / fitted.temperature >= fitted.thresholds
     else:
