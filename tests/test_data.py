@@ -72,7 +72,8 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert paths(dataset, "train") == {
         "a/1.png": "a", "a/2.png": "a", "a/deep/er/3.png": "a", "b/1.png": "b", "b/2.png": "b",
     }  # fmt: skip
-    assert dataset.examples[0] == Example("a/1.png", 0, "train", images.digest(picture(1)))
+    facts = images.look(picture(1))
+    assert dataset.examples[0] == Example("a/1.png", 0, "train", images.digest(picture(1)), facts=facts)
     assert (dataset.root, dataset.layout) == (str(tmp_path), "a folder per class")
     assert dataset.faults == dataset.warnings == ()
 
@@ -168,7 +169,7 @@ def test_all_faults_are_listed_together(tmp_path: Path, damaged_png: bytes) -> N
         "Thumbs.db": "hidden",
         "__MACOSX": "hidden",
         "a/.3.png": "hidden",
-        "a/.cache/deep/x.png": "hidden",
+        "a/.cache": "hidden",
         "a/DESKTOP.INI": "hidden",
         "a/notes.txt": "not an image",
         "a/page.jpg": "unreadable",  # its name says image
@@ -397,9 +398,9 @@ def refused(root: Path) -> str:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    for name in ("absent", "file"):
+    for name, wanted in {"absent": "expected one folder per class", "file": "not a table of images"}.items():
         assert str(tmp_path / name) in refused(tmp_path / name)
-        assert "expected one folder per class" in refused(tmp_path / name)
+        assert wanted in refused(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +430,7 @@ def test_too_little_to_learn_from_lists_every_reason(
 ) -> None:
     message = refused(write(tmp_path / "photos", files))
     assert message.startswith(f"{tmp_path / 'photos'}: cannot be learnt from:\n")
-    assert "Expected one folder per class with its images inside." in message
+    assert "Expected one folder per class with its images inside, or a table" in message
     for reason in reasons:
         assert reason in message
 

@@ -31,7 +31,7 @@ from safetensors import safe_open
 import topwork
 from conftest import Finished, write_photos
 from test_architecture import HOUSE, arrows, rooms
-from topwork import cli, data, errors
+from topwork import cli, data, errors, listing
 from topwork.records import Augmentation, ModelFacts, Recipe, RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -547,7 +547,7 @@ def test_every_kind_of_fault_is_documented_and_no_other() -> None:
 def test_every_name_of_a_part_is_documented() -> None:
     rows = table(page("data.md"), "part", "folder names", "read as")
     documented = {name: names(row["part"])[0] for row in rows for name in names(row["folder names"])}
-    assert documented == data._PARTS
+    assert documented == listing.PARTS
 
 
 def test_what_a_result_can_rest_on_is_documented() -> None:

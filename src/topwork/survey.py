@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from topwork import budget as budgets
-from topwork import data, features, plan, zoo
+from topwork import data, features, listing, plan, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
 from topwork.measurement import Measured, cache_folder, keeps_scores, probed, reach
 from topwork.records import CutScore, Dataset, Example, Fate, Plan, Standing
@@ -125,8 +125,13 @@ class Survey:
 
 
 def measure(
-    folder: str | Path,
+    source: Any,
+    labels: Any = None,
+    groups: Any = None,
     *,
+    splits: Any = None,
+    image_column: str | None = None,
+    label_separator: str | None = None,
     backbone: str | Sequence[str] = zoo.EMBEDDED,
     weights: str | Path | None = None,
     size: int | Literal["auto"] | Sequence[int | Literal["auto"]] | None = None,
@@ -145,6 +150,7 @@ def measure(
 ) -> Survey:
     """Look at the data, pass every image through each backbone once, and score every cut of each.
 
+    `source`, `labels`, `groups`, `splits`, `image_column`, `label_separator`: as in workflow.fit.
     From LARGE images on, a sample passes first, and the others only up to the deepest cut that can still win.
 
     `backbone`: one name or several; "auto" stands for all whose weights are at hand. `weights`: a file, or a folder
@@ -163,17 +169,19 @@ def measure(
         raise UsageError(f"--delta {delta}: expected a share of accuracy from 0 to below 1, such as 0.01")
     if budget is not None:
         budgets.seconds(str(budget), 1.0)  # a wrong one is told now, not after the looking and loading
-    root, home, path = Path(folder), cache_folder(cache), None if weights is None else Path(weights)
+    source, columns = listing.given(
+        source, labels, groups, splits, image_column=image_column, label_separator=label_separator
+    )
+    home, path = cache_folder(cache), None if weights is None else Path(weights)
     wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in (*cuts, cut)))
     with clock.time("look"):
-        dataset = data.read_folder(root, watch=watch)
-        dataset, locked = data.lock(dataset, seed)
+        dataset, locked = data.lock(data.read(source, columns, watch=watch), seed)
     watch.show("data", dataset)
     if dataset.multi_label:
         refused = [*one_label, *(["--balance"] if balance else [])]
         if refused:
             raise UsageError(
-                f"{', '.join(refused)}: for one label per image, and in {root} an image may have several; leave"
+                f"{', '.join(refused)}: for one label per image, and in {source} an image may have several; leave"
                 f" {'them' if refused[1:] else 'it'} out: a head alone is trained there (--strategy head), and each"
                 " label has its own threshold"
             )
@@ -298,7 +306,7 @@ class _Race:
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""
-        depths, root = [c.depth for c in self.contenders], Path(dataset.root)
+        depths, root = [c.depth for c in self.contenders], dataset.root
         with self.clock.time("pass"):
             before = [
                 features.unseen(c.loaded, dataset.examples, depth=c.depth, cache=self.cache) for c in self.contenders
