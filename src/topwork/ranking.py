@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-FEW = 8.0
+FEW = 4.0
 """Labels per image up to which comparing each one with all is quicker than sorting them. No effect on the result."""
 
 
