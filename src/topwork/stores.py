@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from topwork import images
 from topwork.errors import DataError, ImageError, MissingError, UsageError
@@ -25,16 +26,20 @@ change the data. What is certain (no such file, no permission) is not asked agai
 WAIT_S = 0.5
 """Seconds before the second try; twice as many before the third."""
 
-ROWS = 64
+ROWS = 16
 """Rows of a Parquet file that are read at once. A pass reads in nearly the order of the rows."""
 
-_KEPT = 16  # such pieces kept: threads of a pass are not further apart
+KEPT_BYTES = 128 * 2**20
+"""Of such pieces that are kept, the last ones read; but at least KEPT of them, for threads are as far apart."""
+
+KEPT = 4
 _SHIPPED = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 _ROW = re.compile(r"(?:(?P<split>[^/]+)/)?row (?P<row>\d+)(?: \(.*\))?", re.DOTALL)
 LOCAL = "file://"
 """How a table that was made of a list of paths, in memory, names a file on this machine."""
 
 MEMORY = "memory://"
+HTTP = ("http://", "https://")
 
 
 class Store(Protocol):
@@ -162,6 +167,8 @@ class Remote:
             return str(self._fs._strip_protocol(path))
         if ".." in re.split(r"[/\\]", path):
             raise ImageError("unreadable", "a path with .. is not followed in a remote list")
+        if self._base.startswith(HTTP):
+            path = quote(path)  # a # or a % in a name is none of the address
         return f"{self._base.rstrip('/')}/{path.lstrip('/')}" if path else self._base
 
     def _once(self, place: str) -> bytes:
@@ -185,7 +192,9 @@ class Packed:
         self.file, self.column = file, column
         self._lock = threading.Lock()
         self._pieces: OrderedDict[tuple[int, int], Any] = OrderedDict()  # row group, piece: an Arrow column
-        self._cursor: tuple[int, int, Iterator[Any]] | None = None  # row group, next piece, the rest of it
+        self._taken = 0  # bytes of these
+        # Of the row groups read last: the next piece, and the rest of it.
+        self._cursors: OrderedDict[int, tuple[int, Iterator[Any]]] = OrderedDict()
         self._parquet: Any = parquet(file)
         metadata = self._parquet.metadata
         counts = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
@@ -216,19 +225,25 @@ class Packed:
     def _piece(self, group: int, piece: int) -> Any:
         """ROWS rows of a row group, kept for a while: the file is read onwards, and from the start only to go back."""
         if (group, piece) not in self._pieces:
-            if self._cursor is None or self._cursor[0] != group or self._cursor[1] > piece:
+            at, batches = self._cursors.pop(group, (piece + 1, iter(())))
+            if at > piece:
+                at = 0
                 batches = self._parquet.iter_batches(ROWS, row_groups=[group], columns=[self.column], use_threads=False)
-                self._cursor = group, 0, batches
-            _, at, batches = self._cursor
             while at <= piece:
-                self._pieces[group, at] = next(batches).column(0)
-                self._pieces.move_to_end((group, at))
+                self._keep((group, at), next(batches).column(0))
                 at += 1
-                while len(self._pieces) > _KEPT:
-                    self._pieces.popitem(last=False)
-            self._cursor = group, at, batches
+            self._cursors[group] = at, batches
+            if len(self._cursors) > KEPT:
+                self._cursors.popitem(last=False)
         self._pieces.move_to_end((group, piece))
         return self._pieces[group, piece]
+
+    def _keep(self, key: tuple[int, int], piece: Any) -> None:
+        known = self._pieces.pop(key, None)
+        self._pieces[key] = piece
+        self._taken += piece.nbytes - (0 if known is None else known.nbytes)
+        while self._taken > KEPT_BYTES and len(self._pieces) > KEPT:
+            self._taken -= self._pieces.popitem(last=False)[1].nbytes
 
 
 class Arrow:

@@ -50,7 +50,8 @@ def given(
                 f"{source}: labels, groups and splits of a path are names of columns, not {type(wrong[0]).__name__};"
                 " one entry per image belongs to a list of images"
             )
-        return str(source), Columns(image_column, names, splits, groups, label_separator)
+        path = str(source) if stores.is_url(str(source)) else str(Path(source))
+        return path, Columns(image_column, names, splits, groups, label_separator)
     if image_column is not None or label_separator is not None:
         raise UsageError("images from Python have no columns; give labels, groups and splits as lists")
     return _put(source, labels, groups, splits), GUESSED

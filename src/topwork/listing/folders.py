@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator
 from typing import Protocol
+from urllib.parse import unquote
 
 from topwork import stores
 from topwork.errors import DataError, MissingError
@@ -61,6 +62,8 @@ class _Remote:
             raise DataError(f"{root}: cannot be listed ({stores.reason(error)})") from error
         for name, facts in found.items():
             relative = name.removeprefix(base).strip("/")
+            if base.startswith(stores.HTTP):  # links in a page, quoted, and some of them sort it anew
+                relative = "" if "?" in relative else unquote(relative)
             if relative:
                 self._add(relative, facts.get("type") == "directory")
         if not found:

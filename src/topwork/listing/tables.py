@@ -11,7 +11,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ GROUP_NAMES = (
 _LOOKED_AT = 50  # values of a column from which its content is guessed
 _SHOWN = 5  # wrong values that a message quotes
 _DELIMITERS = (",", ";", "\t", "|")  # what spreadsheets write; in a draw, the first
+_INDICES = ("__index_level_", "Unnamed: ")  # what pandas calls the numbers of its rows
 _YES, _NO = {"1", "true", "yes"}, {"0", "false", "no"}
 
 
@@ -62,6 +63,9 @@ class Table(Protocol):
     def classes(self, column: str) -> Sequence[str] | None:
         """The names that the numbers in a column stand for, where the table says them."""
 
+    def wrong(self, row: int) -> str:
+        """Why a row could not be read; nothing where it could."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -81,6 +85,7 @@ class Rows:
     name: str
     first: int
     content: dict[str, list[Any]]
+    broken: dict[int, str] = field(default_factory=dict)  # rows that could not be read, and why
 
     def columns(self) -> tuple[str, ...]:
         """Their names, in order."""
@@ -97,6 +102,10 @@ class Rows:
     def classes(self, column: str) -> Sequence[str] | None:
         """Text says itself."""
         return None
+
+    def wrong(self, row: int) -> str:
+        """What was found in reading."""
+        return self.broken.get(row, "")
 
 
 class Typed:
@@ -155,6 +164,10 @@ class Typed:
         names = feature.get("names") if isinstance(feature, Mapping) else None
         return [str(name) for name in names] if isinstance(names, list) else None
 
+    def wrong(self, row: int) -> str:
+        """Nothing: Arrow gives a column whole or not at all."""
+        return ""
+
 
 def listed(source: str, columns: Columns) -> Listing:
     """The images that a table names or holds.
@@ -179,7 +192,7 @@ def listed(source: str, columns: Columns) -> Listing:
                 ) from error
             raise DataError(f"{source}: not a table of images: {error}") from error
         is_json = source.lower().endswith((".jsonl", ".ndjson"))
-        table = _json_lines(name, data, faults) if is_json else _separated(name, data, source)
+        table = _json_lines(name, data) if is_json else _separated(name, data, source)
     chosen = choose(table, columns)
     packed = table.kind(chosen.image) == "bytes"
     if packed and "#" in chosen.image:
@@ -199,7 +212,7 @@ def choose(table: Table, columns: Columns) -> Chosen:
         for column in wanted:
             if column is not None and column not in have:
                 raise UsageError(f"--{option}-column {column}: {table.name} has no such column; it has {_list(have)}")
-    image = columns.image or _image(table)
+    image = columns.image or _image(table, {columns.split, columns.group, *columns.labels})
     group = columns.group or _first(have, GROUP_NAMES, {image, *columns.labels})
     split = columns.split or _split(table, {image, group, *columns.labels})
     labels = columns.labels or (_label(table, {image, group, split}),)
@@ -242,7 +255,8 @@ def rows(
         named = text(name).strip()
         path = stores.row_path(i, named or None, split) if packed else named
         if not path:
-            faults.append(Fault(f"{table.name}, {row}", "not a row", f"no image in column {chosen.image!r}"))
+            detail = table.wrong(i) or f"no image in column {chosen.image!r}"
+            faults.append(Fault(f"{table.name}, {row}", "not a row", detail))
             continue
         labels = read(i)
         if isinstance(labels, str):
@@ -326,21 +340,22 @@ def _parts(table: Table, column: str) -> list[Part]:
     return [PARTS[v.lower()] for v in values]
 
 
-def _image(table: Table) -> str:
+def _image(table: Table, taken: set[str | None]) -> str:
     """The column of the images. Raises UsageError where it cannot be guessed."""
     have = table.columns()
-    like = [c for c in have if _like_images(table, c)]
-    by_name = _first(like, IMAGE_NAMES, set())
-    if by_name is None and len(like) == 1:
-        by_name = like[0]
-    if by_name is None and not like:
-        by_name = _first(have, IMAGE_NAMES, set())
-    if by_name is not None:
-        return by_name
     if any(c.lower().endswith(IMAGE_SUFFIXES) for c in have):
         raise UsageError(
             f"{table.name}: its first line looks like a row; expected a line with the columns' names first"
         )
+    labels = {_first(have, LABEL_NAMES, taken), *taken}
+    like = [c for c in have if c not in labels and _like_images(table, c)]
+    by_name = _first(like, IMAGE_NAMES, set())
+    if by_name is None and len(like) == 1:
+        by_name = like[0]
+    if by_name is None and not like:
+        by_name = _first(have, IMAGE_NAMES, taken)
+    if by_name is not None:
+        return by_name
     raise UsageError(
         f"{table.name}: which column names the images? "
         + (f"{_list(like)} could; " if like else "")
@@ -363,7 +378,7 @@ def _label(table: Table, taken: set[str | None]) -> str:
     by_name = _first(have, LABEL_NAMES, taken)
     if by_name is not None:
         return by_name
-    left = [c for c in have if c not in taken and table.kind(c) != "bytes"]
+    left = [c for c in have if c not in taken and not c.startswith(_INDICES) and table.kind(c) != "bytes"]
     if len(left) == 1:
         return left[0]
     raise UsageError(f"{table.name}: which column holds the labels? say it with --label-column; it has {_list(have)}")
@@ -407,16 +422,17 @@ def _separated(name: str, data: bytes, source: str) -> Rows:
     header = [c.strip() for c in header]
     if not any(header):
         raise DataError(f"{name}: the table is empty; expected a line with the columns' names, then a line per image")
-    twice = sorted({c for c in header if header.count(c) > 1})
+    twice = sorted({c for c in header if c and header.count(c) > 1})
     if twice:
         raise DataError(f"{name}: two columns are called {twice[0]!r}; rename one")
+    while below and not any(c.strip() for c in below[-1]):  # spreadsheets end with such
+        below.pop()
     width = len(header)
+    broken = {i: f"{len(row)} cells, {width} names of columns" for i, row in enumerate(below) if len(row) > width}
     # A line of too many cells has a separator in it that is none: which one, nobody knows.
-    cells = [row + [""] * (width - len(row)) if len(row) <= width else [""] * width for row in below]
-    blank = [not any(c.strip() for c in row) for row in below]
-    while blank and blank[-1]:  # spreadsheets end with such
-        blank.pop(), cells.pop()
-    return Rows(name, 2, {c: [row[i] for row in cells] for i, c in enumerate(header)})
+    cells = [[""] * width if i in broken else row + [""] * (width - len(row)) for i, row in enumerate(below)]
+    # A column without a name numbers the rows.
+    return Rows(name, 2, {c: [row[i] for row in cells] for i, c in enumerate(header) if c}, broken)
 
 
 def _delimiter(content: str) -> str:
@@ -424,24 +440,26 @@ def _delimiter(content: str) -> str:
     return max(_DELIMITERS, key=lambda d: len(next(csv.reader([line], delimiter=d), [])))
 
 
-def _json_lines(name: str, data: bytes, faults: list[Fault]) -> Rows:
+def _json_lines(name: str, data: bytes) -> Rows:
     """An object a line, counted from 1."""
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(_decoded(name, data).splitlines(), 1):
-        value: Any = {}
-        if line.strip():
-            try:
-                value = msgspec.json.decode(line)
-            except (msgspec.DecodeError, RecursionError) as error:
-                faults.append(Fault(f"{name}, row {number}", "not a row", f"no JSON: {error}"))
-                value = {}
+    broken: dict[int, str] = {}
+    lines = _decoded(name, data).split("\n")  # splitlines would also split at signs that JSON takes inside a text
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for i, line in enumerate(lines):
+        value: Any = None
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.DecodeError, RecursionError) as error:
+            broken[i] = f"no JSON: {error}"
+        if not isinstance(value, dict):
+            broken.setdefault(i, "no JSON object")
         found.append(value if isinstance(value, dict) else {})
-    while found and not found[-1]:
-        found.pop()
     columns = list(dict.fromkeys(key for row in found for key in row))
     if not columns:
         raise DataError(f"{name}: the table is empty; expected an object with a path and a label in each line")
-    return Rows(name, 1, {c: [row.get(c) for row in found] for c in columns})
+    return Rows(name, 1, {c: [row.get(c) for row in found] for c in columns}, broken)
 
 
 def _decoded(name: str, data: bytes) -> str:
