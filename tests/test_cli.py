@@ -185,6 +185,7 @@ def test_fit_json_prints_one_object_and_nothing_else(call: Call, finished: Finis
         "cost_ms": record.plan.cost_ms,
         "strategy": "head",
         "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
+        "multi_label": None,
         "cost_fe": record.spending.cost_fe,
         "seconds": record.spending.total_seconds,
         "warnings": [],

@@ -373,17 +373,17 @@ def predict(
         for a in answers:
             shares = [f"{a.probabilities[c]:.6f}" if a.error is None else "" for c in loaded.classes]
             share = "" if a.probability is None else f"{a.probability:.6f}"
-            rows.writerow([a.source, a.label or "", share, a.error or "", *shares])
+            rows.writerow([a.source, "|".join(a.labels), share, a.error or "", *shares])
     else:
         console, _ = _screen(json)
         from rich.markup import escape
 
         width = max(len(str(f)) for f in files)
         for a in answers:
-            answer = (
-                f"[red]{escape(a.error)}[/]" if a.error else f"[bold]{escape(a.label or '')}[/]  {a.probability:.1%}"
-            )
-            second = sorted(a.probabilities.items(), key=lambda kv: -kv[1])[1:3] if not a.error else []
+            given = ", ".join(f"[bold]{escape(c)}[/]  {a.probabilities[c]:.1%}" for c in a.labels)
+            answer = f"[red]{escape(a.error)}[/]" if a.error else given or "no label"
+            ranked = sorted(a.probabilities.items(), key=lambda kv: -kv[1])
+            second = [] if a.error else [(c, p) for c, p in ranked if c not in a.labels][:2]
             also = ", ".join(f"{escape(c)} {p:.1%}" for c, p in second)
             console.print(
                 f"{escape(a.source.ljust(width))}  {answer}" + (f"  [dim]{also}[/]" if also else ""),
@@ -517,11 +517,15 @@ def _typed(context: typer.Context, name: str) -> bool:
 def _summary(run: Run) -> dict[str, Any]:
     """What `fit --json` prints."""
     r = run.record
-    accuracy = r.metrics.accuracy
+    accuracy, several = r.metrics.accuracy, r.metrics.multi_label
     return {
         "run": str(run.path), "backbone": r.backbone.name, "size_px": r.plan.size_px, "cut": r.plan.cut,
         "kept_cost": r.plan.kept_cost, "cost_ms": r.plan.cost_ms, "strategy": r.plan.strategy,
         "accuracy": {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high, "on": accuracy.on},
+        "multi_label": None if several is None else {
+            "mean_average_precision": several.mean_average_precision.value, "micro_f1": several.micro_f1.value,
+            "macro_f1": several.macro_f1.value,
+        },
         "cost_fe": r.spending.cost_fe, "seconds": r.spending.total_seconds,
         "warnings": [*r.warnings, *_left_out(len(r.data.faults))],
     }  # fmt: skip

@@ -109,7 +109,8 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
     if "val" in parts:
         return _moved(dataset, {"val": "test"}), "val folder"
     index = groups.known(dataset.examples)
-    contents = Counter(_class_of(dataset, index).values())
+    one_of = dict(zip(index.tolist(), dataset.examples, strict=True))  # of images that belong together, one counts
+    contents = Counter(i for e in one_of.values() for i in dataset.labels_of(e))
     fewest = min(contents[i] for i in range(len(dataset.classes)))
     if len(dataset.examples) < LOCK_FROM or fewest < LOCK_MIN_PER_CLASS:
         return dataset, "out-of-sample"
@@ -180,37 +181,36 @@ def independent(examples: Sequence[Example]) -> float:
     return statistics.independent(groups.known(examples), len(examples))
 
 
+def together(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """Images that are known to belong together have the same number: (n,)."""
+    return groups.known(examples)
+
+
 def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
     """What run.json keeps of the data."""
-    counts = Counter((label, e.part) for e in dataset.examples for label in _labels(dataset, e))
+    counts = Counter((i, e.part) for e in dataset.examples for i in dataset.labels_of(e))
     classes = tuple(
         ClassCount(name, counts[i, "train"], counts[i, "val"], counts[i, "test"])
         for i, name in enumerate(dataset.classes)
     )
     lines = sorted(
-        f"{e.digest} {'|'.join(dataset.classes[label] for label in _labels(dataset, e))} {e.part}"
-        for e in dataset.examples
+        f"{e.digest} {'|'.join(dataset.classes[i] for i in dataset.labels_of(e))} {e.part}" for e in dataset.examples
     )
     print_ = images.digest("\n".join(lines).encode())
     return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_, dataset.findings)
-
-
-def _labels(dataset: Dataset, example: Example) -> tuple[int, ...]:
-    return example.labels if dataset.multi_label else (example.label,)
 
 
 def check(dataset: Dataset) -> None:
     """Raise DataError unless there are two classes of two training images each; lists every reason."""
     judging = _judging({e.part for e in dataset.examples})
     # Copies of one image are one: what is left out could not be told from what is kept.
-    training = [(label, e.digest) for e in dataset.examples if e.part != judging
-                for label in _labels(dataset, e)]  # fmt: skip
-    counts = Counter(label for label, _ in set(training))
+    learnt = [(i, e.digest) for e in dataset.examples if e.part != judging for i in dataset.labels_of(e)]
+    counts = Counter(label for label, _ in set(learnt))
     problems = []
     if len(dataset.classes) < 2:
         found = f" (only {dataset.classes[0]!r})" if dataset.classes else ""
         problems.append(f"at least two classes are needed, {len(dataset.classes)} found{found}")
-    files = Counter(label for label, _ in training)
+    files = Counter(label for label, _ in learnt)
     problems += [
         f"class {name!r} has {counts[i]} usable training image{'' if counts[i] == 1 else 's'}, at least two are needed"
         + (" (copies of one count once)" if files[i] > counts[i] else "")
@@ -343,11 +343,6 @@ def _moved(dataset: Dataset, moves: dict[Part, Part]) -> Dataset:
     return replace(dataset, examples=tuple(replace(e, part=moves.get(e.part, e.part)) for e in dataset.examples))
 
 
-def _class_of(dataset: Dataset, index: NDArray[np.int64]) -> dict[int, int]:
-    """The class that each group counts for: where copies contradict each other, the last one's."""
-    return {int(g): e.label for e, g in zip(dataset.examples, index, strict=True)}
-
-
 def _stratified(dataset: Dataset, index: NDArray[np.int64], seed: int) -> set[int]:
     """A fifth of the groups, class by class; the same one whatever the order of the files."""
     from sklearn.model_selection import train_test_split  # noqa: PLC0415 (1.6 s to import)
@@ -355,7 +350,12 @@ def _stratified(dataset: Dataset, index: NDArray[np.int64], seed: int) -> set[in
     name: dict[int, str] = {}
     for e, g in zip(dataset.examples, index, strict=True):
         name[int(g)] = min(e.digest, name.get(int(g), e.digest))
-    label_of = _class_of(dataset, index)
+    label_of = {int(g): e.label for e, g in zip(dataset.examples, index, strict=True)}
     order = sorted(name, key=lambda g: name[g])
-    _, chosen = train_test_split(order, test_size=LOCK_SHARE, random_state=seed, stratify=[label_of[g] for g in order])
+    labels = [label_of[g] for g in order]  # where copies contradict each other, the last one's
+    if dataset.multi_label:  # the rarest label of each image: few images may be left to a frequent one
+        counts = Counter(labels)
+        (most, _), *_ = counts.most_common(1)
+        labels = [i if counts[i] >= LOCK_MIN_PER_CLASS else most for i in labels]
+    _, chosen = train_test_split(order, test_size=LOCK_SHARE, random_state=seed, stratify=labels)
     return set(chosen)

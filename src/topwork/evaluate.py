@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from topwork.head import Head
 from topwork.plan import cheapest, deficits
 from topwork.probe import Probe
-from topwork.records import ClassMetrics, Estimate, Metrics
+from topwork.ranking import Order, average_precision, rightness
+from topwork.records import ClassMetrics, Estimate, LabelMetrics, Metrics, MultiLabelMetrics
+from topwork.sigmoid import losses
 from topwork.statistics import Z95, paired_gain, wilson
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 REPLICATES = 500
 """Bootstrap samples: the Monte-Carlo error of the mean is then 1/22 of one replicate's spread."""
+
+RESAMPLES = 200
+"""Bootstrap samples of average precision and F1: the spread of so many is known to a twentieth of itself."""
 
 TIE = 1e-9  # weighed counts this close are equal but for rounding
 
@@ -38,7 +45,7 @@ class Selected:
     groups: Ints | None
     fixed: bool = False  # the cut was given, not chosen
     importance: Floats | None = None  # (n,) how much each image weighed in the choice
-    several: tuple[tuple[NDArray[np.bool_], float], ...] = ()  # heads of several depths that were tested, in order:
+    several: tuple[tuple[NDArray[Any], float], ...] = ()  # heads of several depths that were tested, in order:
     # (n,) where each is right, and the gain that it must be shown to exceed
 
 
@@ -78,6 +85,129 @@ def metrics(
         tuple(_class_metrics(name, i, confusion, effective / n) for i, name in enumerate(classes)),
         tuple(tuple(int(v) for v in row) for row in confusion),
     )
+
+
+def several(
+    log_odds: Floats,  # (n, C)
+    truth: Bools,  # (n, C)
+    classes: tuple[str, ...],
+    *,
+    decided: Bools,  # (n, C) labels given, by thresholds that these images had no say in
+    thresholds: Floats,  # (C,) of the model, as probabilities
+    on: str,
+    corrected: float | None = None,  # as for metrics
+    groups: Ints | None = None,  # (n,) images that are not independent
+    independent: float | None = None,  # independent images that they are worth
+    seed: int = 0,
+) -> Metrics:
+    """The metrics where images may have several labels: average precision, F1, calibration, label by label.
+
+    Accuracy is label-ranking average precision, with Wilson's interval: of values in 0..1 none varies more than a
+    share of the same mean does. Other intervals are of RESAMPLES bootstrap samples of images or groups, as 1.96 times
+    their spread; to it what one image of each label could change is added in quadrature.
+    """
+    n = len(truth)
+    effective = n if independent is None else independent
+    worth = effective / n
+    naive = float(rightness(log_odds, truth, 0.0).mean())
+    accuracy = naive if corrected is None else min(corrected, naive)
+    off = naive - accuracy
+    precisions = average_precision(log_odds, truth)
+    spread = _spread(log_odds, truth, decided, groups, seed)
+    has, given, hit = truth.sum(axis=0), decided.sum(axis=0), (truth & decided).sum(axis=0)
+    present = has > 0
+    one = 1 / np.maximum(1.0, has * worth)  # what one image could change at each label
+    one_of_all = float(np.sqrt((one[present] ** 2).sum()) / max(1, present.sum()))
+
+    def estimate(value: float, sd: float, least: float) -> Estimate:
+        half = Z95 * float(np.hypot(sd, least))
+        return Estimate(value, max(0.0, value - half), min(1.0, value + half), n, on)
+
+    mean = estimate(max(0.0, _mean(precisions) - off), spread.mean_precision, one_of_all)
+    probabilities = expit(log_odds)
+    errors = [_label_calibration(p, t) for p, t in zip(probabilities.T, truth.T, strict=True)]
+    exact = float((truth == decided).all(axis=1).mean())
+    labels = []
+    for i, name in enumerate(classes):
+        value, half = float(precisions[i]), Z95 * float(np.hypot(spread.precisions[i], one[i]))
+        found = LabelMetrics(name, None, None, None, float(thresholds[i]), errors[i])
+        if present[i]:
+            low, high = max(0.0, value - half), min(1.0, value + half)
+            found = replace(found, average_precision=value, average_precision_low=low, average_precision_high=high)
+        labels.append(found)
+    several_ = MultiLabelMetrics(
+        mean,
+        estimate(_micro(has.sum(), given.sum(), hit.sum()), spread.micro, 1 / effective),
+        estimate(_mean(_f1(has, given, hit)), spread.macro, one_of_all),
+        Estimate(exact, *wilson(exact, effective), n, on),
+        float(truth.sum(axis=1).mean()),
+        int((~truth.any(axis=1)).sum()),
+        tuple(labels),
+    )
+    per_class = tuple(_shares(name, int(has[i]), int(given[i]), int(hit[i]), worth) for i, name in enumerate(classes))
+    return Metrics(
+        Estimate(accuracy, *wilson(accuracy, effective), n, on), mean, naive,
+        float(losses(log_odds, truth).mean()), float(np.mean(errors)), per_class, (), several_,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Standard deviations over bootstrap samples."""
+
+    precisions: Floats  # (C,)
+    mean_precision: float
+    micro: float
+    macro: float
+
+
+def _spread(log_odds: Floats, truth: Bools, decided: Bools, groups: Ints | None, seed: int) -> _Spread:
+    """Of average precisions and F1. Scores are sorted once; every sample is a sum over them."""
+    n = len(truth)
+    member = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(member.max()) + 1
+    rng = np.random.default_rng(seed)
+    order = Order.of(log_odds.T, truth.T)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = np.bincount(rng.integers(0, count, count), minlength=count)[member].astype(np.float64)
+        precisions = order.average_precision(drawn)
+        has, given, hit = drawn @ truth, drawn @ decided, drawn @ (truth & decided)
+        found.append(
+            np.array(
+                [*precisions, _mean(precisions), _micro(has.sum(), given.sum(), hit.sum()), _mean(_f1(has, given, hit))]
+            )
+        )
+    samples = np.array(found)
+    counts = (~np.isnan(samples)).sum(axis=0)
+    total = np.where(np.isnan(samples), 0.0, samples).sum(axis=0)
+    centred = np.where(np.isnan(samples), 0.0, samples - total / np.maximum(1, counts))
+    sd = np.sqrt((centred**2).sum(axis=0) / np.maximum(1, counts - 1))
+    return _Spread(sd[:-3], float(sd[-3]), float(sd[-2]), float(sd[-1]))
+
+
+def _f1(has: NDArray[Any], given: NDArray[Any], hit: NDArray[Any]) -> Floats:
+    """Of each label; NaN where no image has it, which no decision can find."""
+    result: Floats = np.where(has > 0, 2 * hit / np.maximum(has + given, 1e-12), np.nan)
+    return result
+
+
+def _micro(has: float, given: float, hit: float) -> float:
+    """F1 over all answers; 1 where nothing is to be found and nothing was given."""
+    return float(2 * hit / (has + given)) if has + given else 1.0
+
+
+def _mean(values: Floats) -> float:
+    """Over those that are known; 0 where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
+
+
+def _label_calibration(probability: Floats, truth: Bools) -> float:  # (n,)
+    """Mean |probability - share that has the label| over bins of equal count."""
+    order = np.argsort(probability, kind="stable")
+    bins = np.array_split(order, int(np.clip(len(truth) // PER_BIN, 1, BINS)))
+    return float(sum(len(b) * abs(probability[b].mean() - truth[b].mean()) for b in bins) / len(truth))
 
 
 def calibration_error(probabilities: Floats, labels: Ints) -> float:  # (n, C)
@@ -123,10 +253,15 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
         right = at_penalty[:, cut]
         if cut == selected.chosen:
             folds = selected.head.ridge_folds
+            if selected.head.several:  # calibrated label by label, which changes their order
+                right = folds
             if selected.head.loss.shape[1]:
                 best = int((weighed @ selected.head.loss).argmin())
                 logistic = selected.head.correct[:, best]
-                if weighed @ logistic > weighed @ folds + TIE:
+                better = weighed @ logistic > weighed @ folds + TIE
+                if selected.head.several:
+                    better = weighed @ selected.head.loss[:, best] < weighed @ selected.head.ridge_loss
+                if better:
                     right = folds = logistic
             for several, least in selected.several:
                 if paired_gain(several[rows], folds[rows], again, weight)[1] > least:
@@ -155,7 +290,11 @@ def _balanced(confusion: Ints) -> tuple[float, float]:
 
 
 def _class_metrics(name: str, i: int, confusion: Ints, worth: float) -> ClassMetrics:
-    n, predicted, right = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
+    return _shares(name, int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i]), worth)
+
+
+def _shares(name: str, n: int, predicted: int, right: int, worth: float) -> ClassMetrics:
+    """Of a class with n images, of which `right` are among the `predicted` ones."""
     recall = right / n if n else 0.0
     low, high = wilson(recall, n * worth)
     f1 = 2 * right / (n + predicted) if n + predicted else 0.0

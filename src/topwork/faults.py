@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,14 +209,8 @@ def clean(
         given = sorted({examples[i].group for i in of} - {""})
         # A name of the user's own would be another group's, if it were not all of this one.
         names[group] = "+".join(given) if given else f"alike-{len(names) + 1}" if len(of) > 1 else ""
-    listed = tuple(_with_group(examples[i], names[int(together[i])]) for i in kept)
+    listed = tuple(replace(examples[i], group=names[int(together[i])]) for i in kept)
     return listed, tuple(e.path for e in examples if e.path in torn | leaking)
-
-
-def _with_group(example: Example, group: str) -> Example:
-    return Example(
-        example.path, example.label, example.part, example.digest, group, example.labels, example.facts
-    )  # fmt: skip
 
 
 def _at(dataset: Dataset, rows: NDArray[np.int64] | Sequence[int]) -> tuple[str, ...]:

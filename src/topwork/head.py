@@ -3,23 +3,40 @@
 Ridge is there already, in closed form. Multinomial logistic regression is fitted on the same
 features and the same folds, and kept only where it is right more often. A temperature, fitted on
 out-of-fold scores, makes either one's scores probabilities.
+
+Where an image may have several labels, each is a question of its own: one-vs-rest logistic regression, fitted to all
+labels at once, is held against ridge scores that are calibrated label by label.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 
-from topwork.probe import Factors, Floats, Ints, Probe, Standardised, Table, factor, probe, weights
+from topwork import sigmoid
+from topwork.probe import (
+    Factors,
+    Floats,
+    Ints,
+    Labels,
+    Probe,
+    Right,
+    Standardised,
+    Table,
+    factor,
+    probe,
+    right,
+    weights,
+)
 from topwork.records import HeadFacts
 
 FORMULA = "3"
@@ -49,10 +66,20 @@ class Head:
     temperature: float
     facts: HeadFacts
     scores: Floats  # (n, C) out-of-fold logits before the temperature, for honest metrics
-    right: NDArray[np.bool_]  # (n,) whether the kept head is right out of fold (`folds` with the same seed)
-    ridge_folds: NDArray[np.bool_]  # (n,) ridge's out-of-fold correctness on the same folds
-    correct: NDArray[np.bool_]  # (n, P) out-of-fold, one column per penalty that logistic tried
+    right: Right  # (n,) whether the kept head is right out of fold (`folds` with the same seed)
+    ridge_folds: Right  # (n,) ridge's out-of-fold correctness on the same folds
+    correct: Right  # (n, P) out-of-fold, one column per penalty that logistic tried
     loss: NDArray[np.float32]  # (n, P) their log-losses; P = 0 where only ridge was fitted
+    # Of several labels alone, else empty:
+    ridge_loss: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))  # (n,) ridge's, calibrated
+    thresholds: Floats = field(default_factory=lambda: np.zeros(0))  # (C,) log-odds from which on a label is given
+    decided: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # (n, C) labels given out of fold, by
+    # thresholds of the other folds
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels: then sigmoid(logits) are their probabilities."""
+        return self.thresholds.size > 0
 
 
 @dataclass(frozen=True)
@@ -100,20 +127,26 @@ def folds(labels: Ints, groups: Ints | None, seed: int, k: int = FOLDS) -> Ints:
 
 def fit(
     x: Table,  # (n, d) pooled features at the chosen cut
-    labels: Ints,
+    labels: Labels,
     classes: int,
     loo: Probe,  # of the same features
     *,
     groups: Ints | None,
     seed: int,
     importance: Floats | None = None,  # (n,) how much each image weighs, of mean 1
+    strata: Ints | None = None,  # (n,) what folds are stratified by; default: the labels, where there is one each
 ) -> Head:
-    """Fit ridge and, where it is affordable, logistic regression; keep the one that is right more often."""
+    """Fit ridge and, where it is affordable, logistic regression; keep the one that is right more often.
+
+    Of several labels, the one of less log-loss.
+    """
     standard = Standardised.of(x, importance)
     factors = factor(x, standard, importance)
     a = factors.root**2
     penalty = float(loo.penalties[loo.best])
-    fold = folds(labels, groups, seed)
+    fold = folds(labels if strata is None else strata, groups, seed)
+    if labels.ndim == 2:
+        return _several(x, labels.astype(bool), penalty, fold, standard, factors)
     alone = np.array([penalty])
     ridge = probe(x, labels, classes, groups=fold, penalties=alone, standard=standard, factors=factors)
     ridge_accuracy = float(a @ ridge.correct[:, 0]) / len(x)
@@ -159,14 +192,66 @@ def temperature(scores: Floats, labels: Ints) -> float:  # (n, C)
     return float(np.exp(found.x))
 
 
+def _several(
+    x: Table, truth: NDArray[np.bool_], penalty: float, fold: Ints, standard: Standardised,
+    factors: Factors,
+) -> Head:  # fmt: skip
+    """The head of several labels. All that judges or compares is out of fold, slopes and thresholds included."""
+    n, classes = truth.shape
+    alone = np.array([penalty])
+    ridge = probe(x, truth, classes, groups=fold, penalties=alone, standard=standard, factors=factors)
+    raw = ridge.scores.astype(np.float64)
+    scores = sigmoid.calibrated(raw, truth, fold)
+    ridge_loss = sigmoid.losses(scores, truth)
+    ridge_folds = right(scores, truth, 0.0)
+    path = _path(x, truth, classes, fold, standard, factors) if math.prod(x.shape) <= LOGISTIC_VALUES else None
+    reason = f"ridge: logistic regression is not tried on more than {LOGISTIC_VALUES:,} feature values"
+    kind, t, kept, accuracy = "ridge", 1.0, ridge_folds, None
+    if path is not None:
+        means = path.loss.mean(axis=0, dtype=np.float64)
+        best = int(means.argmin())
+        accuracy = float(path.correct[:, best].mean())
+        words = (
+            f"one-vs-rest logistic regression: log-loss {means[best]:.4f} per label out of fold",
+            f"ridge, calibrated label by label: {ridge_loss.mean():.4f}",
+        )
+        if means[best] < ridge_loss.mean() - 1e-9:
+            kind, penalty = "logistic", float(LOGISTIC_PENALTIES[best])
+            scores, kept = path.scores[best], path.correct[:, best]
+            t = sigmoid.temperature(scores, truth)
+        reason = "; ".join(words if kind == "logistic" else reversed(words)) + ", on the same folds"
+    if kind == "logistic":
+        w, b = _refit(x, truth, classes, best, standard, factors)
+    else:
+        slope, offset = sigmoid.platt(raw, truth)
+        w, b = weights(x, truth, classes, penalty, standard, factors)
+        w, b = w * slope, b * slope + offset
+    folded = w / standard.scale[:, None]
+    log_odds = scores / t
+    return Head(
+        folded.astype(np.float32),
+        (b - standard.mean @ folded).astype(np.float32),
+        t,
+        HeadFacts(kind, penalty, t, float(ridge_folds.mean()), accuracy, reason),  # type: ignore[arg-type]
+        scores,
+        kept,
+        ridge_folds,
+        np.zeros((n, 0)) if path is None else path.correct,
+        np.zeros((n, 0), dtype=np.float32) if path is None else path.loss,
+        ridge_loss.astype(np.float32),
+        sigmoid.thresholds(log_odds, truth),
+        sigmoid.decided(log_odds, truth, fold),
+    )
+
+
 @dataclass(frozen=True)
 class _Path:
     scores: list[Floats]  # per penalty (n, C) out-of-fold logits
-    correct: NDArray[np.bool_]  # (n, P)
+    correct: Right  # (n, P)
     loss: NDArray[np.float32]  # (n, P)
 
 
-def _path(x: Table, labels: Ints, classes: int, fold: Ints, standard: Standardised, factors: Factors) -> _Path:
+def _path(x: Table, labels: Labels, classes: int, fold: Ints, standard: Standardised, factors: Factors) -> _Path:
     """Out-of-fold logits along the penalties."""
     u, a = _left(x, standard, factors), factors.root**2
     n, rows = len(labels), np.arange(len(labels))
@@ -182,40 +267,42 @@ def _path(x: Table, labels: Ints, classes: int, fold: Ints, standard: Standardis
             for k, (w, b) in enumerate(pool.map(next, walks)):
                 out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
             scores.append(out)
-            losses.append(-log_softmax(out, axis=1)[rows, labels])
+            several = labels.ndim == 2
+            losses.append(sigmoid.losses(out, labels) if several else -log_softmax(out, axis=1)[rows, labels])
             means = [float(a @ loss) for loss in losses]
             if len(means) >= 2 and means[-1] > means[-2]:
                 break
-    correct = np.stack([s.argmax(axis=1) == labels for s in scores], axis=1)
+    correct = np.stack([right(s, labels, 0.0) for s in scores], axis=1)
     return _Path(scores, correct, np.stack(losses, axis=1).astype(np.float32))
 
 
 def _walk(
-    u: NDArray[np.float32], s: Floats, labels: Ints, importance: Floats, classes: int, unit: float
+    u: NDArray[np.float32], s: Floats, labels: Labels, importance: Floats, classes: int, unit: float
 ) -> Iterator[tuple[Floats, Floats]]:
     """(W, b) for each penalty in turn, each started from the last; W in the coordinates U sqrt(s).
 
     Minimises sum_i a_i log-loss_i + penalty * unit / 2 * ||W||^2, the bias free, by L-BFGS in coordinates
     in which the curvature is about the same everywhere. Classes that have no row here are left out
-    of the fit and scored far below the others.
+    of the fit and scored far below the others. Of several labels the loss is the sum of their binary ones; labels that
+    no row has here, or every row, have an offset alone.
     """
-    present = np.unique(labels)
-    n, r, c = len(u), u.shape[1], len(present)
-    each, column = np.arange(n), np.searchsorted(present, labels)
-    a, weight = importance.astype(np.float32), importance.astype(np.float64)
-    w, b = np.zeros((r, c)), np.log(np.bincount(column, weights=a, minlength=c) / n)
+    n, r, a = len(u), u.shape[1], importance.astype(np.float32)
+    if labels.ndim == 2:
+        has = labels.sum(axis=0)
+        present = np.flatnonzero((has > 0) & (has < n))
+        absent = np.log((has + 1) / (n - has + 1))  # no certainty either, where all agree
+        step, b = _each(labels[:, present], importance), absent[present]
+    else:
+        present, column = np.unique(labels, return_inverse=True)
+        absent = np.full(classes, -BIG)
+        step, b = _one_of(column, importance), np.log(np.bincount(column, weights=a, minlength=len(present)) / n)
+    c = len(present)
+    w = np.zeros((r, c))
 
     def loss(theta: Floats, stretch: Floats, ridge: Floats) -> tuple[float, Floats]:
         v, bias = theta[: r * c].reshape(r, c), theta[r * c :]
-        z = u @ (stretch * v).astype(np.float32) + bias.astype(np.float32)
-        z -= z.max(axis=1, keepdims=True)
-        shares = np.exp(z)
-        total = shares.sum(axis=1, keepdims=True)
-        losses = np.log(total[:, 0]) - z[each, column]
-        shares /= total
-        shares[each, column] -= 1
-        delta = a[:, None] * shares
-        value = float(losses.dot(weight)) + float((ridge * v**2).sum()) / 2
+        wrong, delta = step(u @ (stretch * v).astype(np.float32) + bias.astype(np.float32))
+        value = wrong + float((ridge * v**2).sum()) / 2
         gradient = stretch * (u.T @ delta) + ridge * v
         return value / n, np.concatenate([gradient.ravel(), delta.sum(axis=0)]).astype(np.float64) / n
 
@@ -228,13 +315,44 @@ def _walk(
             options={"maxiter": MAX_STEPS, "gtol": 1e-4, "ftol": 1e-6},
         )  # fmt: skip
         w, b = found.x[: r * c].reshape(r, c) / even, found.x[r * c :]
-        whole_w, whole_b = np.zeros((r, classes)), np.full(classes, -BIG)
+        whole_w, whole_b = np.zeros((r, classes)), absent.copy()
         whole_w[:, present], whole_b[present] = w, b
         yield whole_w, whole_b
 
 
+Step = Callable[[NDArray[np.float32]], tuple[float, NDArray[np.float32]]]
+"""From logits (n, C), which it may write over, the weighed loss and its gradient by them."""
+
+
+def _one_of(column: Ints, weight: Floats) -> Step:
+    """Softmax: each row has one class."""
+    each, a = np.arange(len(column)), weight.astype(np.float32)
+
+    def step(z: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        z -= z.max(axis=1, keepdims=True)
+        shares = np.exp(z)
+        total = shares.sum(axis=1, keepdims=True)
+        losses = np.log(total[:, 0]) - z[each, column]
+        shares /= total
+        shares[each, column] -= 1
+        return float(losses.dot(weight)), a[:, None] * shares
+
+    return step
+
+
+def _each(truth: NDArray[np.bool_], weight: Floats) -> Step:
+    """Sigmoids: each row has any of the labels."""
+    targets, a = truth.astype(np.float32), weight.astype(np.float32)
+
+    def step(z: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        losses = (np.logaddexp(np.float32(0), z) - targets * z).sum(axis=1, dtype=np.float64)
+        return float(losses.dot(weight)), a[:, None] * (expit(z) - targets)
+
+    return step
+
+
 def _refit(
-    x: Table, labels: Ints, classes: int, best: int, standard: Standardised, factors: Factors
+    x: Table, labels: Labels, classes: int, best: int, standard: Standardised, factors: Factors
 ) -> tuple[Floats, Floats]:
     walk = _walk(_left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit)
     w, b = next(islice(walk, best, None))

@@ -6,6 +6,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from topwork import features, groups, head, memo, plan, probe, stack, zoo
+from topwork import features, groups, head, memo, plan, probe, ranking, stack, zoo
 from topwork.records import Dataset, Grouped, HeadFacts, encode
 from topwork.statistics import Z95, class_weights, independent, paired_errors
 from topwork.watch import SILENT, Watch
@@ -53,6 +54,11 @@ class Measured:
         """The penalty chosen at each cut."""
         return tuple(float(p.penalties[p.best]) for p in self.probes)
 
+    @cached_property
+    def truth(self) -> probe.Labels:
+        """What heads are fitted to, of all rows: the labels, or where images may have several, (N, C) multi-hot."""
+        return _truth(self.dataset, self.labels)
+
     @property
     def locked_rows(self) -> NDArray[np.int64]:
         """Rows of the images that the result is measured on, where some are locked."""
@@ -80,13 +86,13 @@ class Measured:
 
 def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
     """The head at the chosen cut."""
-    labels = m.labels[m.rows]
 
     def compute() -> memo.Arrays:
         x = _table(m.features, chosen, m.rows)
         found = head.fit(
-            x, labels, len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed, importance=m.importance
-        )
+            x, m.truth[m.rows], len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed,
+            importance=m.importance, strata=m.labels[m.rows],
+        )  # fmt: skip
         return {**memo.arrays(found), "facts": np.frombuffer(encode(found.facts), np.uint8)}
 
     found: dict[str, Any] = memo.remembered(m.cache / "heads", _inputs(m, (chosen,), seed), compute)
@@ -100,7 +106,7 @@ class Frozen:
 
     head: head.Head
     taps: tuple[int, ...]  # positions of the cuts, rising; the last one is where the network is cut
-    tried: tuple[tuple[NDArray[np.bool_], float], ...]  # heads of several depths in order: (n,) where each is right
+    tried: tuple[tuple[NDArray[Any], float], ...]  # heads of several depths in order: (n,) where each is right
     # out of fold, and the gain over one depth that it must be shown to exceed
 
     def scores(self, m: Measured, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -202,6 +208,7 @@ def _inputs(m: Measured, cuts: tuple[int, ...], seed: int) -> list[memo.Input]:
         " ".join(m.dataset.examples[i].digest for i in m.rows),
         str(seed),
         m.labels[m.rows],
+        *([m.truth[m.rows]] if m.dataset.multi_label else []),
         np.zeros(0) if m.importance is None else m.importance,
         np.zeros(0) if m.groups is None else m.groups,
     ]
@@ -268,6 +275,7 @@ def probed(
     the machine that cost a factor of ten.
     """
     labels = np.array([e.label for e in dataset.examples])
+    truth = _truth(dataset, labels)
     rows = np.flatnonzero([e.part == "train" for e in dataset.examples])
     digests = [dataset.examples[i].digest for i in rows]
     index = groups.known([dataset.examples[i] for i in rows])
@@ -277,14 +285,14 @@ def probed(
     weight = np.zeros(0) if importance is None else importance
 
     fold = head.folds(labels[rows], shared, seed)
-    with_folds = keeps_scores(len(rows), classes, len(seen.cuts))
+    with_folds = keeps_scores(len(rows), classes, len(seen.cuts)) and not dataset.multi_label
 
     def compute(k: int) -> memo.Arrays:
         x = _table(seen, k, rows)
         standard = probe.Standardised.of(x, importance)
         factors = probe.factor(x, standard, importance)
         result = probe.probe(
-            x, labels[rows], classes, groups=shared, importance=importance, standard=standard, factors=factors
+            x, truth[rows], classes, groups=shared, importance=importance, standard=standard, factors=factors
         )
         found = memo.arrays(result if locked == "out-of-sample" else _thinned(result))
         if with_folds:
@@ -302,7 +310,7 @@ def probed(
             seen.cuts[k],
             " ".join(digests),
             locked,
-            labels[rows],
+            truth[rows],
             weight,
             np.zeros(0) if shared is None else shared,
             fold if with_folds else np.zeros(0),  # what was kept without scores out of fold is not what has them
@@ -324,7 +332,7 @@ def probed(
         # Only of the images that the choice is made with: what is locked has no say in anything.
         confidence, spread = _source(None if seen.logits is None else seen.logits[rows])
         every = len(seen.cuts) == len(loaded.cuts)  # else what the last one here says is no word of the last layers
-        near = probe.neighbours(seen.read(len(seen.cuts) - 1, rows), labels[rows]) if every else math.nan
+        near = probe.neighbours(seen.read(len(seen.cuts) - 1, rows), truth[rows]) if every else math.nan
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
     work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts[: len(seen.cuts)])
@@ -336,6 +344,13 @@ def probed(
         dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes),
         tuple(by_fold) if with_folds else None, cache, evidence,
     )  # fmt: skip
+
+
+def _truth(dataset: Dataset, labels: NDArray[np.int64]) -> probe.Labels:
+    """(N,) labels as they are; (N, C) multi-hot where images may have several."""
+    if not dataset.multi_label:
+        return labels
+    return ranking.multi_hot([e.labels for e in dataset.examples], len(dataset.classes))
 
 
 def _thinned(p: probe.Probe) -> probe.Probe:

@@ -36,13 +36,19 @@ LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image. `error` says why there is none; then the rest is empty."""
+    """The answer for one image. `error` says why there is none; then the rest is empty.
+
+    Where an image may have several labels, `label` is the most probable of those that were given.
+    """
 
     source: str
-    label: str | None
-    probability: float | None
+    label: str | None  # None, too, where an image may have several labels and has none
+    probability: float | None  # of `label`
     probabilities: dict[str, float]
     error: str | None = None
+    labels: tuple[
+        str, ...
+    ] = ()  # all that were given, the most probable first; at most one unless there may be several
 
 
 class Model:
@@ -93,9 +99,10 @@ class Model:
                     yield self._answer(source, x if isinstance(x, ImageError) else next(rows))
 
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
-        """Calibrated probabilities: (b, C), rows sum to 1."""
+        """Calibrated probabilities: (b, C). Rows sum to 1, unless an image may have several labels."""
         logits = torch.from_numpy(self.logits(batch)) / self.facts.temperature
-        result: NDArray[np.float32] = logits.softmax(dim=1).numpy()
+        shares = logits.sigmoid() if self.facts.multi_label else logits.softmax(dim=1)
+        result: NDArray[np.float32] = shares.numpy()
         return result
 
     def save(self, folder: Path) -> None:
@@ -120,11 +127,15 @@ class Model:
         name = str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
         if isinstance(result, ImageError):
             return Prediction(name, None, None, {}, str(result))
-        best = int(result.argmax())
-        return Prediction(
-            name, self.classes[best], float(result[best]),
-            {c: float(p) for c, p in zip(self.classes, result, strict=True)},
-        )  # fmt: skip
+        probabilities = {c: float(p) for c, p in zip(self.classes, result, strict=True)}
+        best = [int(result.argmax())]
+        if self.facts.multi_label:
+            order = np.argsort(-result, kind="stable")
+            best = [int(k) for k in order if float(result[k]) >= self.facts.thresholds[k]]
+        if not best:
+            return Prediction(name, None, None, probabilities)
+        labels = tuple(self.classes[k] for k in best)
+        return Prediction(name, labels[0], float(result[best[0]]), probabilities, labels=labels)
 
 
 def create(facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Model:
@@ -218,8 +229,11 @@ def _wrong_taps(facts: ModelFacts, backbone: Backbone) -> str | None:
 
 
 def _wrong_head(facts: ModelFacts, found: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What is wrong with the shapes of a head's tensors."""
+    """What is wrong with the shapes of a head's tensors, or with its thresholds."""
     classes = len(facts.classes)
+    wanted = classes if facts.multi_label else 0
+    if len(facts.thresholds) != wanted:
+        return f"thresholds are {len(facts.thresholds)}, expected {wanted} for {classes} classes"
     for name, shape in ((WEIGHT, (2 * facts.channels, classes)), (BIAS, (classes,))):
         if found.get(name) != shape:
             return (

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from topwork.records import CutScore, Plan, Similarity, Tuning, Verdict
 from topwork.statistics import Z95, independent, paired_errors, wilson
 
 Floats = NDArray[np.float64]
+Right = NDArray[Any]
+"""Whether each image is right, bool; where it may have several labels, how right their ranking is, 0..1."""
 
 DELTA = 0.01
 """Accuracy that a cheaper model may cost: one point."""
@@ -38,6 +41,14 @@ MOST_MORE = 100
 """More than this many times the images at hand is no advice; then the plan says that they are equal."""
 
 
+SEVERAL = (
+    "Images may have several labels: accuracy, and the share on which a head is right, is label-ranking average"
+    " precision here, the mean over the images of how far up their own labels stand."
+)
+
+HEAD_ONLY = "Head only: the kept layers stay as they were learnt, so each image passes through them once."
+HEAD_ALONE = "Head only: the kept layers stay as they were learnt; training them is for images of one label each."
+
 Z99 = 2.575829
 """Two-sided 99% quantile of the normal distribution: a backbone or a cut is given up early only where hardly any doubt
 is left, since its accuracy, too, grows with the images."""
@@ -53,7 +64,7 @@ class Evidence:
     cost_shares: tuple[float, ...]  # (K,) of the whole backbone's forward time, rising
     mac_shares: tuple[float, ...]  # (K,) of its multiply-adds, rising
     forward_ms: float  # of the whole backbone for one image
-    correct: NDArray[np.bool_]  # (n, K) leave-one-out, each cut at its own penalty
+    correct: Right  # (n, K) leave-one-out, each cut at its own penalty; where images may have several labels, 0..1
     groups: NDArray[np.int64] | None = None  # (n,) images that are not independent
     importance: Floats | None = None  # (n,) how much each image weighs, of mean 1: accuracies are then balanced
     neighbour_accuracy: float = math.nan
@@ -83,9 +94,7 @@ class Deficits:
     error: Floats
 
 
-def deficits(
-    correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None, importance: Floats | None = None
-) -> Deficits:
+def deficits(correct: Right, groups: NDArray[np.int64] | None = None, importance: Floats | None = None) -> Deficits:
     """Paired comparison of every cut with the best one; the earlier one where two are equally good.
 
     One image of difference is added to the standard error: that n images agree does not mean that all would
@@ -151,13 +160,15 @@ def decide(*evidences: Evidence, delta: float = DELTA, cut: str | None = None) -
         reasons.append(_ranking_reason(field))
     if undecided is not None:
         reasons.append(undecided[1])
+    if evidence.correct.dtype != bool:
+        reasons.append(SEVERAL)
     if evidence.importance is not None:
         reasons.append(
             f"Classes weigh alike: cuts are compared by balanced accuracy, {field.accuracy[chosen]:.1%} at"
             f" {field.name(chosen)}; counting every image alike it is {field.correct[:, chosen].mean():.1%}."
         )
     reasons.append(similarity.reason)
-    reasons.append("Head only: the kept layers stay as they were learnt, so each image passes through them once.")
+    reasons.append(HEAD_ONLY if evidence.correct.dtype == bool else HEAD_ALONE)
     return Plan(
         evidence.backbone, evidence.size_px, evidence.cuts[k],
         evidences[best[0]].backbone, evidences[best[0]].size_px, evidences[best[0]].cuts[best[1]],
@@ -232,7 +243,7 @@ def settled(plan: Plan, evidences: Sequence[Evidence], images: int) -> bool:
 
 
 def _against(
-    correct: NDArray[np.bool_], p: int, groups: NDArray[np.int64] | None, importance: Floats | None
+    correct: Right, p: int, groups: NDArray[np.int64] | None, importance: Floats | None
 ) -> tuple[Floats, Floats]:
     """Accuracy of place p minus that of each one on the same images, and its error as in `deficits`: (P,) each."""
     weight = np.ones((len(correct), 1)) if importance is None else importance[:, None]
@@ -292,7 +303,7 @@ class _Field:
 
     evidences: Sequence[Evidence]
     places: list[tuple[int, int]]
-    correct: NDArray[np.bool_]  # (n, P)
+    correct: Right  # (n, P)
     accuracy: Floats  # (P,)
     d: Deficits
 
@@ -411,8 +422,9 @@ def _similarity(evidence: Evidence) -> Similarity:
     weight = np.ones(len(evidence.correct)) if evidence.importance is None else evidence.importance
     worse = weight[:, None] * (evidence.correct[:, [early]].astype(np.float64) - evidence.correct[:, [last]])
     shown_worse = float(worse.mean()) - Z95 * float(paired_errors(worse, evidence.groups)[0]) > 0
-    errors = int((~evidence.correct[:, early]).sum())
-    missed = weight @ ~evidence.correct  # (K,)
+    wrong = 1.0 - evidence.correct  # of several labels, what is missing to a right ranking
+    errors = round(float(wrong[:, early].sum()))
+    missed = weight @ wrong  # (K,)
     gain = float((missed[early] - missed[last]) / missed[early]) if errors else None
     there = f"{evidence.cuts[early]} ({accuracy[early]:.1%}) and the last cut ({accuracy[last]:.1%})"
     if shown_worse:
@@ -457,7 +469,7 @@ def _accuracy(evidence: Evidence) -> Floats:
     return _shares(evidence.correct, evidence.importance)
 
 
-def _shares(correct: NDArray[np.bool_], importance: Floats | None) -> Floats:  # (n, P) to (P,)
+def _shares(correct: Right, importance: Floats | None) -> Floats:  # (n, P) to (P,)
     weight = np.ones(len(correct)) if importance is None else importance
     shares: Floats = weight @ correct / len(correct)
     return shares

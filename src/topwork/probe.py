@@ -4,6 +4,9 @@ Ridge regression on centred one-hot targets, features standardised, solved for a
 penalties by one eigendecomposition, with exact leave-one-out and leave-group-out predictions.
 Everything is float64; each fast path is held against its brute-force oracle in tests/test_probe.py.
 
+Where an image may have several labels, its targets are multi-hot, and how right it is predicted is a number from 0
+to 1 (ranking.rightness) instead of yes or no. Everything else is the same.
+
 Notation: X (n, d) standardised features, Y (n, C) centred one-hot targets, U (n, r) the left
 singular vectors of X, s (r,) the squared singular values, w = s / (s + lambda). Where images weigh
 differently (a_i, of mean 1), means are weighted, and rows of X and Y are multiplied by sqrt(a_i) first.
@@ -19,8 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from topwork.ranking import rightness
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Labels = NDArray[Any]
+"""Of n images: (n,) the class of each, in 0..classes-1; or (n, C) bool
+which labels each one has, several or none."""
+Right = NDArray[Any]
+"""How right answers are: bool, or where images may have several labels float, 0..1."""
 
 FORMULA = "2"
 """Raised by every change that can change a number here; results kept under another one are not read."""
@@ -37,6 +47,9 @@ LEVERAGE_MAX = 1 - 1e-9
 KEPT_SCORES = 2_000_000
 """Scores up to which those of every penalty are kept (120 MB as float32); above, the best penalty's are
 computed once more."""
+
+GIVEN = 0.5
+"""Ridge score from which on a label counts as given where an image has none: half-way between the targets 0 and 1."""
 
 CHUNK = 4096
 """Rows worked on at a time where n > d, so that memory beyond the features stays flat."""
@@ -108,7 +121,8 @@ class Probe:
     penalties: Floats  # (L,) multiples of trace(X'X) / d
     best: int  # index of the penalty with the least squared error
     squared: NDArray[np.float32]  # (n, L) squared error per image, summed over classes
-    correct: NDArray[np.bool_]  # (n, L) whether the arg-max is the label
+    correct: Right  # (n, L) whether the arg-max is the label; of several labels how
+    # right their ranking is, 0..1
     scores: NDArray[np.float32]  # (n, C) at the best penalty: one-hot scale
 
 
@@ -135,7 +149,7 @@ def factor(x: Table, standard: Standardised, importance: Floats | None = None) -
 
 def probe(
     x: Table,  # (n, d) pooled features
-    labels: Ints,  # (n,) in 0..classes-1
+    labels: Labels,
     classes: int,
     *,
     groups: Ints | None = None,  # (n,) rows of one group are predicted without any of them
@@ -158,14 +172,14 @@ def probe(
     for rows in _slices(n):
         projected += factors.left(x, standard, rows).T @ targets(rows)
     squared = np.empty((n, len(penalties)), dtype=np.float32)
-    correct = np.empty((n, len(penalties)), dtype=bool)
+    correct = np.empty((n, len(penalties)), dtype=bool if labels.ndim == 1 else np.float32)
     kept = np.empty((n, len(penalties), classes), dtype=np.float32) if n * classes <= KEPT_SCORES else None
 
     def record(k: int, rows: slice | Ints, r: Floats) -> None:
-        y = np.eye(classes)[labels[rows]]
+        y = one_hot(labels[rows], classes)
         squared[rows, k] = (r**2).sum(axis=1)
         # Left out, a row is scored y - r: both are centred by the same mean, which cancels here.
-        correct[rows, k] = (y - r).argmax(axis=1) == labels[rows]
+        correct[rows, k] = right(y - r, labels[rows], GIVEN)
         if kept is not None:
             kept[rows, k] = y - r
 
@@ -177,7 +191,7 @@ def probe(
     scores = np.empty((n, classes), dtype=np.float32)
 
     def score(k: int, rows: slice | Ints, r: Floats) -> None:
-        scores[rows] = np.eye(classes)[labels[rows]] - r
+        scores[rows] = one_hot(labels[rows], classes) - r
 
     _residuals(x, standard, factors, targets, projected, _members(groups, n), penalties[best : best + 1], score)
     return Probe(penalties, best, squared, correct, scores)
@@ -227,7 +241,7 @@ def _left_out(a: Floats, plain: Floats) -> Floats:
 
 def weights(
     x: Table,  # (n, d)
-    labels: Ints,
+    labels: Labels,
     classes: int,
     penalty: float,  # multiple of trace(X'X) / d
     standard: Standardised,
@@ -249,7 +263,7 @@ def weights(
     return xty, _mean(labels, classes, root)
 
 
-def neighbours(x: Table, labels: Ints, *, k: int = 5, most: int = 2000, seed: int = 0) -> float:
+def neighbours(x: Table, labels: Labels, *, k: int = 5, most: int = 2000, seed: int = 0) -> float:
     """Leave-one-out accuracy of the k nearest neighbours by cosine of standardised features.
 
     Over at most `most` images, drawn at random: it is a description, not a decision.
@@ -263,22 +277,48 @@ def neighbours(x: Table, labels: Ints, *, k: int = 5, most: int = 2000, seed: in
     np.fill_diagonal(near, -np.inf)
     k = min(k, len(x) - 1)
     nearest = np.argpartition(-near, k - 1, axis=1)[:, :k]
-    votes = np.zeros((len(x), int(labels.max()) + 1), dtype=np.float64)
     rows = np.arange(len(x))
+    if labels.ndim == 2:
+        weight = 1 + 1e-3 * np.take_along_axis(near, nearest, axis=1)
+        several = (weight[:, :, None] * labels[nearest]).sum(axis=1)
+        return float(rightness(several, labels.astype(bool), k / 2).mean())
+    votes = np.zeros((len(x), int(labels.max()) + 1), dtype=np.float64)
     for j in range(k):  # by similarity, so that a tie of counts goes to the nearer
         votes[rows, labels[nearest[:, j]]] += 1 + 1e-3 * near[rows, nearest[:, j]]
     return float((votes.argmax(axis=1) == labels).mean())
 
 
-def _mean(labels: Ints, classes: int, root: Floats) -> Floats:
-    """Weighted mean of the one-hot targets: (C,)."""
+def one_hot(labels: Labels, classes: int) -> Floats:
+    """Targets: (n, C), multi-hot where images may have several labels."""
+    if labels.ndim == 2:
+        return labels.astype(np.float64)
+    result: Floats = np.eye(classes)[labels]
+    return result
+
+
+def right(scores: Floats, labels: Labels, boundary: float) -> Right:  # (n, C)
+    """How right scores are, (n,): whether the arg-max is the label; of several labels their ranking, 0..1.
+
+    `boundary`: the score from which on a label counts as given, which decides about images that have none.
+    """
+    if labels.ndim == 2:
+        return rightness(scores, labels.astype(bool, copy=False), boundary)
+    result: NDArray[np.bool_] = scores.argmax(axis=1) == labels
+    return result
+
+
+def _mean(labels: Labels, classes: int, root: Floats) -> Floats:
+    """Weighted mean of the targets: (C,)."""
+    if labels.ndim == 2:
+        shares: Floats = (root**2) @ labels / len(labels)
+        return shares
     return np.bincount(labels, weights=root**2, minlength=classes) / len(labels)
 
 
-def _targets(labels: Ints, classes: int, root: Floats) -> Callable[[slice | Ints], Floats]:
-    """Rows of Y: centred one-hot targets times the root of the importance."""
+def _targets(labels: Labels, classes: int, root: Floats) -> Callable[[slice | Ints], Floats]:
+    """Rows of Y: centred targets times the root of the importance."""
     mean = _mean(labels, classes, root)
-    return lambda rows: root[rows, None] * (np.eye(classes)[labels[rows]] - mean)
+    return lambda rows: root[rows, None] * (one_hot(labels[rows], classes) - mean)
 
 
 def _solved(left: Floats, right: Floats) -> Floats:

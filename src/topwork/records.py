@@ -135,6 +135,10 @@ class Dataset:
         """The examples of the given parts, in order."""
         return tuple(e for e in self.examples if e.part in parts)
 
+    def labels_of(self, example: Example) -> tuple[int, ...]:
+        """All labels of one of its examples: one, or several or none where an image may have several."""
+        return example.labels if self.multi_label else (example.label,)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupCount:
@@ -371,8 +375,38 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelMetrics:
+    """How well one of several labels is found. Recall, precision and F1 stand in ClassMetrics."""
+
+    name: str
+    average_precision: float | None  # None where no image has it
+    average_precision_low: float | None
+    average_precision_high: float | None
+    threshold: float  # probability from which on the model gives the label, 0..1
+    calibration_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class MultiLabelMetrics:
+    """How good a model is whose images may have several labels. F1 is of decisions by thresholds that they were not
+    chosen by."""
+
+    mean_average_precision: Estimate  # over the labels that occur
+    micro_f1: Estimate  # over all answers
+    macro_f1: Estimate  # mean over the labels that occur
+    subset_accuracy: Estimate  # share of images that were given exactly their labels
+    labels_per_image: float
+    without_label: int  # images
+    per_label: tuple[LabelMetrics, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
-    """How good the model is. confusion[true][predicted] counts images."""
+    """How good the model is. confusion[true][predicted] counts images.
+
+    Where images may have several labels, accuracy is label-ranking average precision, balanced accuracy the mean over
+    the labels of their average precisions, log-loss and calibration error means over the labels; there is no confusion.
+    """
 
     accuracy: Estimate
     balanced_accuracy: Estimate
@@ -381,6 +415,7 @@ class Metrics:
     calibration_error: float  # expected calibration error, 15 bins of equal count
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
+    multi_label: MultiLabelMetrics | None = None  # None where an image has one label
 
 
 @dataclass(frozen=True, slots=True)
@@ -596,6 +631,8 @@ class ModelFacts:
     kept_cost: float
     accuracy: Estimate
     versions: dict[str, str]
+    multi_label: bool = False  # whether an image may have several labels: their probabilities are sigmoids
+    thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
 
 
 T = TypeVar("T")

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from topwork import model, pictures, splits
 from topwork.errors import DataError, TopworkError, UsageError
@@ -131,9 +132,11 @@ def save(
     complete: Callable[[ModelSize], RunRecord],
     kept: model.Model,
     paths: Sequence[str],  # (n,) of the judged images
-    labels: NDArray[np.int64],  # (n,)
+    labels: NDArray[Any],  # (n,), or (n, C) bool where an image may have several
     scores: NDArray[np.float64],  # (n, C) out of sample, before the temperature
     dataset: Dataset,  # all usable images, with their parts and groups
+    *,
+    decided: NDArray[np.bool_] | None = None,  # (n, C) labels that were given, where there may be several
 ) -> Run:
     """Write everything aside, then rename. `complete` gives the record once the saved model's size is known.
 
@@ -144,7 +147,7 @@ def save(
     try:
         kept.save(aside / "model")
         record = complete(model.size(kept, aside / "model"))
-        _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, on=record.data.locked)
+        _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, decided, on=record.data.locked)
         splits.write(aside / splits.NAME, dataset, record.data.locked)
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
@@ -167,13 +170,31 @@ def versions() -> dict[str, str]:
 
 
 def _write_predictions(
-    path: Path, kept: model.Model, paths: Sequence[str], labels: NDArray[np.int64], scores: NDArray[np.float64],
-    *, on: str,
+    path: Path, kept: model.Model, paths: Sequence[str], labels: NDArray[Any], scores: NDArray[np.float64],
+    decided: NDArray[np.bool_] | None, *, on: str,
 ) -> None:  # fmt: skip
-    """One row per judged image: path, label, predicted class, its probability, all probabilities."""
+    """One row per judged image: path, label, predicted class, its probability, all probabilities.
+
+    Where images may have several labels: path, labels, labels that were given, all probabilities.
+    """
     import pyarrow as pa  # noqa: PLC0415 (0.3 s to import)
     from pyarrow import parquet  # noqa: PLC0415
 
+    metadata = {"classes": encode(kept.classes).decode(), "on": on}
+    if decided is not None:
+        columns = {
+            "path": list(paths), "labels": _named(kept.classes, labels), "predicted": _named(kept.classes, decided),
+            "probabilities": list(expit(scores / kept.facts.temperature)),
+        }  # fmt: skip
+        words = pa.list_(pa.field("element", pa.string()))
+        schema = pa.schema(
+            {
+                "path": pa.string(), "labels": words, "predicted": words,
+                "probabilities": pa.list_(pa.field("element", pa.float64())),
+            }, metadata=metadata,
+        )  # fmt: skip
+        parquet.write_table(pa.table(columns, schema=schema), path)
+        return
     probabilities = softmax(scores / kept.facts.temperature, axis=1)
     best = scores.argmax(axis=1)
     table = pa.table(
@@ -184,6 +205,10 @@ def _write_predictions(
             "probability": probabilities[np.arange(len(best)), best],
             "probabilities": list(probabilities),
         },
-        metadata={"classes": encode(kept.classes).decode(), "on": on},
+        metadata=metadata,
     )
     parquet.write_table(table, path)
+
+
+def _named(classes: tuple[str, ...], which: NDArray[np.bool_]) -> list[list[str]]:  # which: (n, C)
+    return [[classes[k] for k in np.flatnonzero(row)] for row in which]

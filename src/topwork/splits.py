@@ -24,7 +24,7 @@ def write(path: Path, dataset: Dataset, locked: str) -> None:
     columns: dict[str, Sequence[object]] = {
         "path": [e.path for e in examples],
         "digest": [e.digest for e in examples],
-        "label": [dataset.classes[e.label] for e in examples],
+        "label": ["|".join(dataset.classes[i] for i in dataset.labels_of(e)) for e in examples],
         "part": [e.part for e in examples],
         "group": groups.known(examples),  # type: ignore[dict-item]
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +66,8 @@ def paired_errors(
 
 
 def paired_gain(
-    right: NDArray[np.bool_],  # (n,) of the challenger, on images that neither side has seen
-    baseline: NDArray[np.bool_],  # (n,) of what it would replace
+    right: NDArray[Any],  # (n,) of the challenger, on images that neither side has seen
+    baseline: NDArray[Any],  # (n,) of what it would replace
     groups: NDArray[np.int64] | None = None,  # (n,) images of one group count as one draw
     importance: NDArray[np.float64] | None = None,  # (n,) how much each image weighs, of any mean
 ) -> tuple[float, float]:

@@ -162,6 +162,7 @@ def measure(
     bursts: bool = True,
     split_of: str | Path | None = None,
     enough: bool = False,
+    one_label: Sequence[str] = (),
     watch: Watch = SILENT,
     clock: Clock | None = None,
 ) -> Survey:
@@ -178,6 +179,8 @@ def measure(
     `several_depths=False`: no image passes deeper for the sake of a head that reads several depths.
     `bursts=False`: photos of one scene are not looked for. `split_of`: an earlier run, whose parts are taken.
     `enough`: of LARGE images or more, only a sample is measured, as soon as one decides, or all would not either.
+    `one_label`: what was asked for that is of use where each image has one label: told before the pass where it may
+    have several. So is `balance`.
     Raises UsageError, DataError, MissingError.
     """
     clock = clock or Clock()
@@ -197,6 +200,14 @@ def measure(
         dataset, locked = data.lock(dataset, seed) if split_of is None else applied(dataset, split_of)
     watch.show("data", dataset)
     watch.show("findings", dataset.findings)
+    if dataset.multi_label:
+        refused = [*one_label, *(["--balance"] if balance else [])]
+        if refused:
+            raise UsageError(
+                f"{', '.join(refused)}: for one label per image, and in {source} an image may have several; leave"
+                f" {'them' if refused[1:] else 'it'} out: a head alone is trained there (--strategy head), and each"
+                " label has its own threshold"
+            )
     with clock.time("load"):
         contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:

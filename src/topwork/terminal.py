@@ -33,6 +33,7 @@ from topwork.records import (
     Grouped,
     Growth,
     Metrics,
+    MultiLabelMetrics,
     Plan,
     RunRecord,
     Shortcut,
@@ -94,6 +95,7 @@ class TerminalWatch:
         self._lines = paper(stderr=True)
         self._standings: Sequence[Standing] = ()
         self._training = ""  # whose layers are trained
+        self._several = False  # whether an image may have several labels
 
     def begin(self, stage: str, total: int) -> None:
         """Start a progress bar."""
@@ -120,6 +122,9 @@ class TerminalWatch:
         """Print a finished fact."""
         if what == "target":
             self._console.print(f"[bold]Run[/]  {escape(str(fact))}", highlight=False)
+        elif isinstance(fact, Dataset):
+            self._several = fact.multi_label
+            dataset(self._console, fact)
         elif type(fact) in _DRAWN:
             _DRAWN[type(fact)](self._console, fact)
         elif what in {"faults", "findings"} and isinstance(fact, tuple):
@@ -141,7 +146,7 @@ class TerminalWatch:
         elif what == "tuning" and isinstance(fact, Plan):
             self._console.print(f"  - {escape(fact.reasons[-1])}", highlight=False)
         elif isinstance(fact, Plan):
-            depth(self._console, self._standings[0].scores, fact)
+            depth(self._console, self._standings[0].scores, fact, several=self._several)
             ranking(self._console, self._standings)
             plan(self._console, fact)
 
@@ -149,7 +154,7 @@ class TerminalWatch:
 def dataset(console: Console, facts: Dataset, *, left_out: bool = True) -> None:
     """What came in: classes, counts, and what is left out or odd unless it is told elsewhere."""
     parts = Counter(e.part for e in facts.examples)
-    counts = Counter((e.label, e.part) for e in facts.examples)
+    counts = Counter((i, e.part) for e in facts.examples for i in facts.labels_of(e))
     console.print(
         f"[bold]Data[/]  {len(facts.examples):,} images in {len(facts.classes)} classes"
         f" under {escape(facts.root)} ({escape(facts.layout)})"
@@ -161,6 +166,11 @@ def dataset(console: Console, facts: Dataset, *, left_out: bool = True) -> None:
     ]
     more = f", and {len(facts.classes) - SHOWN_CLASSES} more" if len(facts.classes) > SHOWN_CLASSES else ""
     console.print("      " + ", ".join(shown) + more, highlight=False)
+    if facts.multi_label:
+        each = sum(counts.values()) / max(1, len(facts.examples))
+        none = sum(not e.labels for e in facts.examples)
+        without = f"; {none:,} images have none" if none else ""
+        console.print(f"      several labels per image: {each:.1f} on average{without}", highlight=False)
     if left_out:
         faults(console, facts.faults)
     for warning in facts.warnings if left_out else ():
@@ -288,7 +298,7 @@ def ranking(console: Console, standings: Sequence[Standing]) -> None:
         console.print(table)
 
 
-def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
+def depth(console: Console, scores: Sequence[CutScore], decided: Plan, *, several: bool = False) -> None:
     """The depth curve: a bar per cut, its interval beside it, and what it costs."""
     floor = max(0.0, min(s.low for s in scores) - 0.02)
     top = max(s.high for s in scores)
@@ -310,7 +320,8 @@ def depth(console: Console, scores: Sequence[CutScore], decided: Plan) -> None:
             f"{score.accuracy:.1%}", f"{100 * score.low:.1f}-{100 * score.high:.1f}", f"{score.cost_share:.0%}",
             note, style="bold green" if chosen else "dim" if score.images < most else "",
         )  # fmt: skip
-    console.print("\nAccuracy at every cut (leave-one-out)", style="italic")
+    measured = "Label-ranking average precision" if several else "Accuracy"
+    console.print(f"\n{measured} at every cut (leave-one-out)", style="italic")
     console.print(table)
     start = f"bars start at {floor:.0%}; " if drawn else ""
     console.print(f"  [dim]{start}cost is the share of the backbone's forward time[/]")
@@ -387,6 +398,9 @@ def _time(seconds: float) -> str:
 
 def metrics(console: Console, found: Metrics) -> None:
     """Accuracy with its interval, and the classes."""
+    if found.multi_label is not None:
+        _several(console, found, found.multi_label)
+        return
     console.print(f"\n[bold]Result[/]  accuracy [bold]{_estimate(found.accuracy)}[/] {_on(found)}", highlight=False)
     console.print(
         f"        balanced accuracy {_estimate(found.balanced_accuracy)},"
@@ -415,9 +429,42 @@ def metrics(console: Console, found: Metrics) -> None:
         console.print(f"  [dim]the {SHOWN_CLASSES} classes of lowest recall of {len(found.per_class)}[/]")
 
 
+def _several(console: Console, found: Metrics, labels: MultiLabelMetrics) -> None:
+    """The result where images may have several labels: no confusion, but a threshold for each label."""
+    console.print(
+        f"\n[bold]Result[/]  mean average precision [bold]{_estimate(labels.mean_average_precision)}[/] {_on(found)}",
+        highlight=False,
+    )
+    console.print(
+        f"        label-ranking average precision {_estimate(found.accuracy)}\n"
+        f"        F1 micro {_estimate(labels.micro_f1)}, macro {_estimate(labels.macro_f1)}\n"
+        f"        all labels right {_estimate(labels.subset_accuracy)}; calibration error"
+        f" {100 * found.calibration_error:.1f} points, log-loss {found.log_loss:.3f} per label",
+        highlight=False,
+    )
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("label")
+    for name in ("images", "average precision", "recall", "precision", "F1", "from"):
+        table.add_column(name, justify="right")
+    rows = list(zip(found.per_class, labels.per_label, strict=True))
+    if len(rows) > SHOWN_CLASSES:
+        rows = sorted(rows, key=lambda row: 2.0 if row[1].average_precision is None else row[1].average_precision)
+    for c, label in rows[:SHOWN_CLASSES]:
+        known = label.average_precision is not None
+        table.add_row(
+            escape(c.name), str(c.n), f"{label.average_precision:.0%}" if known else "-",
+            f"{c.recall:.0%}" if c.n else "-", "-" if c.precision is None else f"{c.precision:.0%}",
+            f"{c.f1:.0%}" if known else "-", f"{label.threshold:.0%}",
+        )  # fmt: skip
+    console.print(table)
+    console.print("  [dim]from: the probability from which on the model gives the label[/]")
+    if len(rows) > SHOWN_CLASSES:
+        console.print(f"  [dim]the {SHOWN_CLASSES} labels of lowest average precision of {len(rows)}[/]")
+
+
 def confusion(console: Console, found: Metrics) -> None:
     """The confusion matrix, where it fits a terminal: rows are true classes, columns predicted ones."""
-    if len(found.per_class) > SHOWN_CLASSES:
+    if found.multi_label is not None or len(found.per_class) > SHOWN_CLASSES:
         return
     console.print("Confusion (rows true, columns predicted)", style="italic")
     table = Table(box=None, padding=(0, 1))
@@ -463,7 +510,7 @@ def _size(record: RunRecord) -> str:
 
 
 _DRAWN: dict[type, Callable[[Console, Any], None]] = {
-    Dataset: dataset, BackboneFacts: backbone, EngineFacts: engine, Grouped: grouped,
+    BackboneFacts: backbone, EngineFacts: engine, Grouped: grouped,
     Suspects: suspects, Growth: growth,
 }  # fmt: skip
 """Facts that are drawn as they come, whatever they are called."""

@@ -13,10 +13,27 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import cleaned, data, doubts, evaluate, faults, head, listing, model, plan, runs, stores, survey, tune, zoo
+from topwork import (
+    cleaned,
+    data,
+    doubts,
+    evaluate,
+    faults,
+    head,
+    listing,
+    model,
+    plan,
+    ranking,
+    runs,
+    stores,
+    survey,
+    tune,
+    zoo,
+)
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
@@ -171,6 +188,8 @@ def judge(
         except ImageError as error:
             return error
 
+    if held_out.multi_label and not loaded.facts.multi_label:
+        raise DataError(f"{source}: its images may have several labels; the model in {run} gives one to each")
     watch.begin("predict", len(held_out.examples))
     logits, judged, unread = [], [], []
     with ThreadPoolExecutor() as workers:
@@ -195,6 +214,16 @@ def judge(
     if not judged:
         raise DataError(f"{source}: none of its {len(held_out.examples)} images could be decoded")
     held_out = replace(held_out, examples=tuple(judged), faults=(*held_out.faults, *unread))
+    if loaded.facts.multi_label:
+        shares, thresholds = np.array(logits), np.array(loaded.facts.thresholds)
+        metrics = evaluate.several(
+            logit(np.clip(shares, 1e-12, 1 - 1e-12)),
+            ranking.multi_hot([held_out.labels_of(e) for e in judged], len(loaded.classes)), loaded.classes,
+            decided=shares >= thresholds, thresholds=thresholds, on=source,
+            groups=data.together(judged),
+            independent=data.independent(judged),
+        )  # fmt: skip
+        return metrics, held_out
     metrics = evaluate.metrics(
         np.log(np.maximum(np.array(logits), 1e-12)), np.array([e.label for e in judged]), loaded.classes,
         temperature=1.0, on=source, independent=data.independent(judged),
@@ -216,6 +245,8 @@ class _Outcome:
     metrics: Metrics
     rows: NDArray[np.int64]  # of the judged images
     scores: NDArray[np.float64]  # (len(rows), C) before the temperature
+    thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
+    decided: NDArray[np.bool_] | None = None  # (len(rows), C) labels that were given, where there may be several
 
 
 @dataclass(frozen=True)
@@ -237,7 +268,8 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             source, o.columns.labels, o.columns.group, splits=o.columns.split, image_column=o.columns.image,
             label_separator=o.columns.separator, backbone=o.backbones, weights=o.weights, size=o.sizes,
             seed=o.seed, delta=o.delta, balance=o.balance, cache=o.cache, budget=o.budget, cuts=(o.unfreeze,),
-            cut=o.cut, several_depths=several, bursts=o.bursts, split_of=o.split_of, watch=watch, clock=clock,
+            cut=o.cut, several_depths=several, bursts=o.bursts, split_of=o.split_of, one_label=_of_training(o),
+            watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
@@ -260,7 +292,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         outcome: _Outcome | None = None
         arms: list[tune.Arm] = []
         leftovers: tuple[Path, ...] = ()
-        if o.strategy != "head":
+        if o.strategy != "head" and not m.dataset.multi_label:
             arms = _arms(seen, m, one_depth, o)
             with clock.time("train"):
                 budget = budgets.seconds(o.budget, m.features.fe_seconds, m.features.engine.faster) - seen.spent_seconds
@@ -298,6 +330,14 @@ def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[t
     return arms
 
 
+def _of_training(o: Options) -> list[str]:
+    """The options that were given and ask for a training of the kept layers."""
+    given = [f"--{name}" for name in ("unfreeze", "lr", "epochs") if getattr(o, name) is not None]
+    if o.budget is not None and survey.AUTO not in o.backbones:
+        given.append("--budget")
+    return given if o.strategy in {"auto", "head"} else [f"--strategy {o.strategy}", *given]
+
+
 def _validate(o: Options) -> None:
     """Every option that can be checked before any work; gathers all problems."""
     problems = []
@@ -333,13 +373,12 @@ def _validate(o: Options) -> None:
 def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: Options) -> _Outcome:
     """The head on the frozen layers, judged on what is locked, else out of sample."""
     fitted, classes = frozen.head, m.dataset.classes
+    corrected, decided_ = None, fitted.decided
     if m.locked != "out-of-sample":
         rows = m.locked_rows
         scores = frozen.scores(m, rows)
-        metrics = evaluate.metrics(
-            scores, m.labels[rows], classes,
-            temperature=fitted.temperature, on=m.locked, independent=_independent(m, rows),
-        )  # fmt: skip
+        if fitted.several:
+            decided_ = scores / fitted.temperature >= fitted.thresholds
     else:
         rows, scores = m.rows, fitted.scores
         order = plan.places(seen.evidences, o.cut)
@@ -348,13 +387,22 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
             order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
             fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
         )  # fmt: skip
-        metrics = evaluate.metrics(
-            scores, m.labels[rows], classes,
-            temperature=fitted.temperature, on=m.locked,
-            corrected=evaluate.corrected_accuracy(selected, seed=o.seed),
-            independent=_independent(m, rows),
-        )  # fmt: skip
+        corrected = evaluate.corrected_accuracy(selected, seed=o.seed)
     taps = tuple(m.features.cuts[k] for k in frozen.taps)
+    if fitted.several:
+        thresholds = expit(fitted.thresholds)
+        metrics = evaluate.several(
+            scores / fitted.temperature, m.truth[rows], classes, decided=decided_, thresholds=thresholds, on=m.locked,
+            corrected=corrected, groups=data.together([m.dataset.examples[i] for i in rows]), independent=_independent(m, rows), seed=o.seed,
+        )  # fmt: skip
+        return _Outcome(
+            m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows,
+            scores, tuple(float(t) for t in thresholds), decided_,
+        )  # fmt: skip
+    metrics = evaluate.metrics(
+        scores, m.labels[rows], classes, temperature=fitted.temperature, on=m.locked, corrected=corrected,
+        independent=_independent(m, rows),
+    )  # fmt: skip
     return _Outcome(
         m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
     )
@@ -387,7 +435,7 @@ def _saved(
     facts = ModelFacts(
         SCHEMA, version("topwork"), m.backbone.name, m.backbone.fingerprint, decided.cut, outcome.taps,
         m.backbone.preprocessing, m.dataset.classes, outcome.temperature, channels, outcome.head, decided.kept_cost,
-        outcome.metrics.accuracy, runs.versions(),
+        outcome.metrics.accuracy, runs.versions(), m.dataset.multi_label, outcome.thresholds,
     )  # fmt: skip
     kept = model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
 
@@ -405,7 +453,9 @@ def _saved(
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(target, complete, kept, paths, m.labels[outcome.rows], outcome.scores, m.dataset)
+    return runs.save(
+        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided
+    )
 
 
 def _absolute(path: str | Path) -> str:
