@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "measurement": {"statistics", "zoo", "features", "memo", "probe", "head", "stack", "plan"},
     "survey": {"budget", "data", "features", "measurement", "plan", "statistics", "zoo"},
     "runs": {"files", "model", "pictures"},
+    "report": {"files", "images", "statistics"},
     "workflow": {
         "budget",
         "measurement",
@@ -63,10 +64,11 @@ ALLOWED: dict[str, set[str]] = {
         "evaluate",
         "model",
         "runs",
+        "report",  # where it is there
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"catalogue"},
+    | {"catalogue", "report"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "catalogue", "zoo"},  # lazily
     # among the leaves

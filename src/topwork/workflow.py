@@ -179,8 +179,18 @@ def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
         with clock.time("save"):
             run = _saved(seen, decided, frozen.head, outcome, tuning, clock, started, target, o)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
+    _drawn(run)
     watch.show("run", run)
     return run
+
+
+def _drawn(run: Run) -> None:
+    """The run's page, where the room that draws it is there."""
+    try:
+        from topwork import report  # noqa: PLC0415 (0.2 s to import; nothing else needs it)
+    except ModuleNotFoundError:
+        return
+    report.write(run.path)
 
 
 def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[tune.Arm]:
