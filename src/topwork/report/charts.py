@@ -130,7 +130,7 @@ def depth(standings: Sequence[Standing], decided: Plan) -> Markup:
     chosen = next(c for c in standings[0].scores if c.cut == decided.cut)
     axes = Axes(
         "Accuracy at every cut", f"The chosen cut, {decided.cut}, is right on {chosen.accuracy:.1%} of the images.",
-        x, span([c.low for c in every], [c.high for c in every]), log_x=log_x,
+        x, span([c.low for c in every], [c.high for c in every]), log_x=log_x, height=360.0, top=38.0,
     )  # fmt: skip
     axes.grid("forward time of the kept layers, ms per image", "accuracy, leave-one-out")
     for i, s in enumerate(drawn):
@@ -147,9 +147,8 @@ def depth(standings: Sequence[Standing], decided: Plan) -> Markup:
             axes.point(c.cost_ms, c.accuracy, _said(s, c), i)
     cx, cy = axes.at(chosen.cost_ms, chosen.accuracy)
     axes.add("circle", cx=cx, cy=cy, r=9, class_="ring")
-    right = cx > WIDTH * 0.6
-    axes.add("text", f"chosen: {decided.cut}", x=cx + (-14 if right else 14), y=cy + 26,
-             class_="label end" if right else "label")  # fmt: skip
+    side = "label end" if cx > WIDTH * 0.8 else "label" if cx < WIDTH * 0.2 else "label middle"
+    axes.add("text", f"chosen: {decided.cut}", x=cx, y=cy - 26, class_=side)
     return axes.svg()
 
 
