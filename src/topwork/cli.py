@@ -418,6 +418,22 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it there (default: report.html in the run).")
+    ] = None,
+) -> None:
+    """Draw a run's page again: one HTML file that needs nothing else. Every fit leaves one."""
+    console, _ = _screen(False)
+    if out is not None and out.exists():
+        raise UsageError(f"--out {out}: exists already and is not overwritten; name another file")
+    from topwork import report as page
+
+    console.print(str(page.write(run, out)), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def backbones(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAMES...", help="Only these.", show_default=False)

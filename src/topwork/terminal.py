@@ -492,7 +492,8 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     console.print(f"[bold]Head[/]  {escape(record.head.reason)}", highlight=False)
     console.print(
         f"[bold]Model[/] {_size(record)}\n"
-        f"\n[bold]Files[/] {escape(folder)}/  model/ (copy it anywhere), run.json, predictions.parquet{picture}\n"
+        f"\n[bold]Files[/] {escape(folder)}/  report.html (open it), model/ (copy it anywhere), run.json,"
+        f" predictions.parquet{picture}\n"
         f"[bold]Next[/]  topwork predict {escape(folder)} NEW/*.jpg\n"
         f"      topwork evaluate {escape(folder)} HELD-OUT-FOLDER",
         highlight=False,

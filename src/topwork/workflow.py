@@ -310,8 +310,18 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         with clock.time("save"):
             run = _saved(seen, one_depth, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
+    _drawn(run)
     watch.show("run", run)
     return run
+
+
+def _drawn(run: Run) -> None:
+    """The run's page, where the room that draws it is there."""
+    try:
+        from topwork import report  # noqa: PLC0415 (0.2 s to import; nothing else needs it)
+    except ModuleNotFoundError:
+        return
+    report.write(run.path)
 
 
 def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[tune.Arm]:
@@ -393,7 +403,9 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
         thresholds = expit(fitted.thresholds)
         metrics = evaluate.several(
             scores / fitted.temperature, m.truth[rows], classes, decided=decided_, thresholds=thresholds, on=m.locked,
-            corrected=corrected, groups=data.together([m.dataset.examples[i] for i in rows]), independent=_independent(m, rows), seed=o.seed,
+            corrected=corrected,
+            groups=data.together([m.dataset.examples[i] for i in rows]),
+            independent=_independent(m, rows), seed=o.seed,
         )  # fmt: skip
         return _Outcome(
             m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows,
