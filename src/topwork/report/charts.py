@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from topwork.records import CutScore, Plan, Standing, Trial
+from topwork.records import CutScore, Growth, Plan, Standing, Trial
 
 WIDTH = 760.0
 """Units of a figure's width; the page scales it to the column, so that one unit is about one px on a desktop."""
@@ -119,8 +119,11 @@ _SHAPES = (
 )
 
 
-def depth(standings: Sequence[Standing], decided: Plan) -> Markup:
-    """Accuracy of every cut, with its interval, against what it costs per image; a curve per backbone."""
+def depth(standings: Sequence[Standing], decided: Plan, *, several: bool = False) -> Markup:
+    """Accuracy of every cut, with its interval, against what it costs per image; a curve per backbone.
+
+    `several`: images may have several labels, and what is measured is how well they are ranked.
+    """
     drawn = [s for s in standings if s.scores]
     every = [c for s in drawn for c in s.scores]
     costs = [c.cost_ms for c in every]
@@ -132,7 +135,10 @@ def depth(standings: Sequence[Standing], decided: Plan) -> Markup:
         "Accuracy at every cut", f"The chosen cut, {decided.cut}, is right on {chosen.accuracy:.1%} of the images.",
         x, span([c.low for c in every], [c.high for c in every]), log_x=log_x, height=360.0, top=38.0,
     )  # fmt: skip
-    axes.grid("forward time of the kept layers, ms per image", "accuracy, leave-one-out")
+    axes.grid(
+        "forward time of the kept layers, ms per image",
+        "average precision, leave-one-out" if several else "accuracy, leave-one-out",
+    )
     for i, s in enumerate(drawn):
         most = max(c.images for c in s.scores)
         for rows, style in (
@@ -190,6 +196,33 @@ def training(trials: Sequence[Trial]) -> Markup:
             axes.point(
                 e, v, f"{t.rung}, {t.recipe.strategy} from {t.recipe.unfreeze}, rate {t.recipe.lr:.2g}: loss {v:.3g}", i
             )
+    return axes.svg()
+
+
+def growth(found: Growth) -> Markup:
+    """Accuracy out of sample against the number of images: as measured, as fitted, and on to four times as many."""
+    n, most = float(found.images), 4.0 * found.images
+    first = found.points[0].images
+    measured = [(p.images, p.accuracy) for p in found.points]
+    now = found.a - found.b * n**-found.c
+    ahead = [(2 * n, found.twice, found.twice_low, found.twice_high)]
+    ahead.append((most, found.four_times, found.four_times_low, found.four_times_high))
+    low = [now, *(now + a for _, _, a, _ in ahead)]
+    high = [now, *(now + b for _, _, _, b in ahead)]
+    axes = Axes(
+        "Learning curve", found.reason, (first / 1.1, most * 1.1),
+        span([*low, *(a for _, a in measured)], [*high, *(a for _, a in measured)]), log_x=True, height=300.0,
+    )  # fmt: skip
+    axes.grid("images to learn from", "accuracy, out of sample")
+    axes.band([n, 2 * n, most], low, high, "band c1")
+    steps = [first * (most / first) ** (i / 60) for i in range(61)]
+    for part, style in (([x for x in steps if x <= n] + [n], ""), ([n] + [x for x in steps if x > n], " dashed")):
+        axes.line([(x, min(1.0, found.a - found.b * x**-found.c)) for x in part], f"curve c1{style}")
+    for x, accuracy in measured:
+        axes.point(x, accuracy, f"{x:,.0f} images: {accuracy:.1%}", 0)
+    for x, gain, a, b in ahead:
+        said = f"{x:,.0f} images: {100 * gain:+.1f} points (95%: {100 * a:+.1f} to {100 * b:+.1f})"
+        axes.point(x, now + gain, said, 1)
     return axes.svg()
 
 

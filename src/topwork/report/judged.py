@@ -30,7 +30,7 @@ _SMALL = Preprocessing(THUMBNAIL_PX, THUMBNAIL_PX, "bilinear", (0.0, 0.0, 0.0), 
 
 @dataclass(frozen=True)
 class Judged:
-    """The images of the result, in the order of the file."""
+    """The images of the result, in the order of the file; each has one label."""
 
     classes: tuple[str, ...]
     paths: tuple[str, ...]
@@ -46,13 +46,31 @@ class Judged:
         return found
 
 
-def read(file: Path) -> Judged:
+@dataclass(frozen=True)
+class JudgedLabels:
+    """The same where an image may have several labels."""
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...]
+    predicted: tuple[tuple[str, ...], ...]  # in the order of the classes, as the labels
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Which were not given exactly their labels."""
+        return np.array([a != b for a, b in zip(self.labels, self.predicted, strict=True)], dtype=bool)
+
+
+def read(file: Path) -> Judged | JudgedLabels:
     """Raises DataError where the file is missing or is none of ours."""
     from pyarrow import ArrowException, parquet  # noqa: PLC0415 (0.3 s to import)
 
     try:
         table = parquet.read_table(file)
         classes = msgspec.json.decode((table.schema.metadata or {})[b"classes"], type=tuple[str, ...])
+        if "labels" in table.column_names:
+            labels, given = (tuple(map(tuple, table[name].to_pylist())) for name in ("labels", "predicted"))
+            return JudgedLabels(classes, tuple(table["path"].to_pylist()), labels, given)
         number = {name: i for i, name in enumerate(classes)}
         label, predicted = (
             np.array([number[v] for v in table[c].to_pylist()], np.int64) for c in ("label", "predicted")
@@ -77,8 +95,10 @@ def bins(judged: Judged) -> list[tuple[float, float, float, float, int]]:
     return found
 
 
-def worth_seeing(judged: Judged) -> list[int]:
+def worth_seeing(judged: Judged | JudgedLabels) -> list[int]:
     """Rows in the order in which they get a picture: mistakes, the surest first, then one of each class in turn."""
+    if isinstance(judged, JudgedLabels):
+        return [int(i) for i in np.argsort(~judged.wrong, kind="stable")]
     wrong = np.flatnonzero(judged.wrong)
     first = wrong[np.argsort(-judged.probability[wrong], kind="stable")].tolist()
     right = np.flatnonzero(~judged.wrong)

@@ -30,7 +30,7 @@
     return li;
   };
 
-  document.querySelectorAll("#surest li").forEach(li => {
+  document.querySelectorAll(".pictured li").forEach(li => {
     li.querySelector(".thumb").replaceWith(picture(li.dataset.path, ""));
   });
 

@@ -19,7 +19,7 @@ NAME = "report.html"
 MATRIX = 40
 """Classes up to which the confusion matrix is a table to be clicked; more are told by their commonest mistakes."""
 
-SHOWN_FAULTS, SHOWN_PAIRS, SHOWN_CURVES = 200, 60, 8
+SHOWN_FAULTS, SHOWN_PAIRS, SHOWN_CURVES, SHOWN_MISTAKES, SHOWN_SUSPECTS = 200, 60, 8, 24, 12
 
 
 def write(run: Path, out: Path | None = None) -> Path:
@@ -36,9 +36,13 @@ def write(run: Path, out: Path | None = None) -> Path:
     return target
 
 
-def html(record: RunRecord, found: judged.Judged) -> str:
+def html(record: RunRecord, found: judged.Judged | judged.JudgedLabels) -> str:
     """The page as text."""
-    order = judged.worth_seeing(found)
+    order, wrong, one = judged.worth_seeing(found), found.wrong, isinstance(found, judged.Judged)
+    suspects = (
+        [] if record.suspects is None else [*record.suspects.listed[: max(SHOWN_SUSPECTS, record.suspects.wrong)]]
+    )
+    growth = record.growth
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("topwork.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -48,27 +52,28 @@ def html(record: RunRecord, found: judged.Judged) -> str:
     return environment.get_template("page.html").render(
         r=record, plan=record.plan, similarity=record.plan.similarity, metrics=record.metrics,
         style=Markup(_text("page.css")), script=Markup(_text("page.js")),  # noqa: S704 (our own files)
-        depth=charts.depth(record.backbones, record.plan), reliability=charts.reliability(judged.bins(found)),
+        depth=charts.depth(record.backbones, record.plan, several=not one),
+        reliability=charts.reliability(judged.bins(found)) if isinstance(found, judged.Judged) else None,
+        growth_curve=None if growth is None else charts.growth(growth), suspects=suspects, one=one,
         training=charts.training(trials[:SHOWN_CURVES]) if trials else None, trials=trials,
-        mistakes=[i for i in order[:24] if found.wrong[i]], judged=found, images=len(found.paths),
-        wrong=int(found.wrong.sum()), pairs=_pairs(record), matrix=len(found.classes) <= MATRIX,
+        mistakes=[i for i in order[:SHOWN_MISTAKES] if wrong[i]], judged=found, images=len(found.paths),
+        wrong=int(wrong.sum()), pairs=_pairs(record), matrix=one and len(found.classes) <= MATRIX,
         has_val=any(c.val for c in record.data.classes), has_test=any(c.test for c in record.data.classes),
-        shown_faults=SHOWN_FAULTS, data=_data(record, found, order), curves=charts.CURVES,
+        shown_faults=SHOWN_FAULTS, data=_data(record, found, order, [s.path for s in suspects]), curves=charts.CURVES,
     )  # fmt: skip
 
 
-def _data(record: RunRecord, found: judged.Judged, order: list[int]) -> Markup:
-    """What the page's script needs, as JSON that may stand inside HTML."""
-    thumbs = judged.thumbnails(record.data.root, [found.paths[i] for i in order])
-    facts = {
-        "classes": found.classes,
-        "images": [
+def _data(record: RunRecord, found: judged.Judged | judged.JudgedLabels, order: list[int], first: list[str]) -> Markup:
+    """What the page's script needs, as JSON that may stand inside HTML. `first`: paths whose pictures come first."""
+    rows: list[list[Any]] = []
+    if isinstance(found, judged.Judged):
+        rows = [
             [found.paths[i], int(found.label[i]), int(found.predicted[i]), round(float(found.probability[i]), 4),
              round(float(found.own[i]), 4)]
             for i in order
-        ],
-        "thumbs": thumbs,
-    }  # fmt: skip
+        ]  # fmt: skip
+    paths = list(dict.fromkeys([*first, *(found.paths[i] for i in order)]))
+    facts = {"classes": found.classes, "images": rows, "thumbs": judged.thumbnails(record.data.root, paths)}
     text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704
 
