@@ -43,15 +43,13 @@ def slowly(scores: list[np.ndarray], labels: np.ndarray) -> dict[int, tuple[int,
     p = [softmax(s.astype(float) / temperature(s.astype(float), labels), axis=1) for s in scores]
     found = {}
     for i, label in enumerate(labels):
-        named = {int(s[i].argmax()) for s in scores}
-        if len(named) > 1 or label in named:
+        if label in {int(s[i].argmax()) for s in scores}:
             continue
-        likely = named.pop()
-        mean = np.mean([q[i, likely] for q in p])
+        means = [float(np.mean([q[i, j] for q in p])) for j in range(CLASSES)]
+        mean, likely = max((m, j) for j, m in enumerate(means) if j != label)
         usual = np.mean([q[k, likely] for q in p for k in range(len(labels)) if labels[k] == likely])
-        own = np.mean([q[i, label] for q in p])
-        if mean >= usual or own <= suspects.RARE:
-            found[i] = (likely, float(mean), float(own))
+        if mean > means[label] and (mean >= usual or means[label] <= suspects.RARE):
+            found[i] = (likely, mean, means[label])
     return found
 
 
@@ -151,7 +149,7 @@ def test_good_places_are_those_that_may_be_the_best() -> None:
 
 def test_the_record_names_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = suspects.Found(
-        np.array([4, 0, 2]), np.array([1, 0, 2]), np.array([0.9, 0.8, 0.5]), np.array([0.01, 0.05, 0.2])
+        np.array([4, 0, 2]), np.array([1, 0, 2]), np.array([0.9, 0.8, 0.5]), np.array([0.01, suspects.RARE, 0.2])
     )
     labels = np.array([2, 0, 0, 1, 0])
     names = ("ash", "birch", "cedar")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from topwork import features, memo, plan, probe, shortcuts, suspects
 from topwork import growth as curve
@@ -49,10 +50,11 @@ def shortcut(m: Measured) -> tuple[Shortcut, ...]:
         numbers |= shortcuts.colours(sketches)
         x = numbers["colour"]
         x[missing] = x[~missing].mean(axis=0)
-    return shortcuts.measure(
-        numbers, m.labels[m.rows], len(m.dataset.classes), m.evidence.correct, m.evidence.mac_shares, m.groups,
-        m.importance,
-    )  # fmt: skip
+    with threadpool_limits(1, "blas"):  # as for the probes (measurement.probed)
+        return shortcuts.measure(
+            numbers, m.labels[m.rows], len(m.dataset.classes), m.evidence.correct, m.evidence.mac_shares, m.groups,
+            m.importance,
+        )  # fmt: skip
 
 
 def grown(m: Measured, decided: Plan, seed: int) -> Growth | None:
@@ -67,10 +69,11 @@ def grown(m: Measured, decided: Plan, seed: int) -> Growth | None:
     whole = m.evidence.correct[rows, k]
 
     def compute() -> memo.Arrays:
-        found = curve.measure(
-            m.features.at(k, m.rows[rows]), labels[rows], classes, whole,
-            groups=groups, importance=importance, images=len(labels), seed=seed,
-        )  # fmt: skip
+        with threadpool_limits(1, "blas"):
+            found = curve.measure(
+                m.features.at(k, m.rows[rows]), labels[rows], classes, whole,
+                groups=groups, importance=importance, images=len(labels), seed=seed,
+            )  # fmt: skip
         return {"sizes": found.sizes, **{f"right{i}": right for i, right in enumerate(found.right)}}
 
     inputs: list[memo.Input] = [

@@ -513,7 +513,7 @@ class Suspect:
 
     path: str
     label: str  # as it was given
-    likely: str  # the class that every voter takes it for
+    likely: str  # the class that the voters take it for
     confidence: float  # probability of that class
     label_probability: float  # probability of the label
 

@@ -343,7 +343,7 @@ def suspects(console: Console, found: Suspects) -> None:
     look = f"{found.wrong:,} label{' looks' if found.wrong == 1 else 's look'} wrong"
     console.print(
         f"\n[bold]Labels[/]  [yellow]{look}[/], {found.estimated:,} of {found.images:,} are doubtful: all"
-        f" {found.voters} votes, out of sample, are for one other class. The most suspicious:",
+        f" {found.voters} votes, out of sample, are for another class. The most suspicious:",
         highlight=False,
     )
     for s in found.listed[:SHOWN_SUSPECTS]:

@@ -281,7 +281,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
                 decided = plan.stacked(decided, m.evidence, deepest, frozen.head.facts.reason)
         watch.show("standings", seen.standings(decided))
         watch.show("plan", decided)
-        with clock.time("doubts"), threadpool_limits(1, "blas"):
+        with clock.time("doubts"):
             of_data = _Doubts(
                 doubts.suspected(seen, m, frozen, o.delta), doubts.shortcut(m), doubts.grown(m, one_depth, o.seed)
             )
