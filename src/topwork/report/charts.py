@@ -216,8 +216,8 @@ def growth(found: Growth) -> Markup:
     axes.grid("images to learn from", "accuracy, out of sample")
     axes.band([n, 2 * n, most], low, high, "band c1")
     steps = [first * (most / first) ** (i / 60) for i in range(61)]
-    for part, style in (([x for x in steps if x <= n] + [n], ""), ([n] + [x for x in steps if x > n], " dashed")):
-        axes.line([(x, min(1.0, found.a - found.b * x**-found.c)) for x in part], f"curve c1{style}")
+    axes.line([(x, found.a - found.b * x**-found.c) for x in [*(x for x in steps if x < n), n]], "curve c1")
+    axes.line([(n, now), *((x, now + gain) for x, gain, _, _ in ahead)], "curve c1 dashed")
     for x, accuracy in measured:
         axes.point(x, accuracy, f"{x:,.0f} images: {accuracy:.1%}", 0)
     for x, gain, a, b in ahead:
