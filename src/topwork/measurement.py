@@ -220,14 +220,15 @@ def parted(m: Measured, chosen: int, grouped: Grouped) -> Grouped:
     Leave-group-out over all groups against leave-one-out over those that need no looking (copies and given groups);
     each at the penalty that suits it best. Unchanged where no other groups were found.
     """
-    labels, classes = m.labels[m.rows], len(m.dataset.classes)
+    truth, classes = m.truth[m.rows], len(m.dataset.classes)
     mixed = groups.known([replace(m.dataset.examples[i], scene="") for i in m.rows])
     if m.groups is None or mixed.max() == m.groups.max():
         return grouped
     stated = mixed if len(np.unique(mixed)) < len(mixed) else None
 
     def compute() -> memo.Arrays:
-        found = probe.probe(m.features.at(chosen, m.rows), labels, classes, groups=stated, importance=m.importance)
+        x = _table(m.features, chosen, m.rows)
+        found = probe.probe(x, truth, classes, groups=stated, importance=m.importance)
         return {"right": found.correct[:, found.best]}
 
     inputs = ["mixed", *_inputs(m, (chosen,), 0), mixed]
