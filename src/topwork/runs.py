@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from topwork import model, pictures
+from topwork import model, pictures, splits
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.files import write
-from topwork.records import CutScore, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
+from topwork.records import CutScore, Dataset, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
 
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
@@ -133,6 +133,7 @@ def save(
     paths: Sequence[str],  # (n,) of the judged images
     labels: NDArray[np.int64],  # (n,)
     scores: NDArray[np.float64],  # (n, C) out of sample, before the temperature
+    dataset: Dataset,  # all usable images, with their parts and groups
 ) -> Run:
     """Write everything aside, then rename. `complete` gives the record once the saved model's size is known.
 
@@ -144,6 +145,7 @@ def save(
         kept.save(aside / "model")
         record = complete(model.size(kept, aside / "model"))
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, on=record.data.locked)
+        splits.write(aside / splits.NAME, dataset, record.data.locked)
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)
