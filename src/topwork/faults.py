@@ -88,18 +88,17 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def left_out(faults: Sequence[Fault]) -> tuple[Finding, ...]:
-    """What data.py left out, in the same words: one finding per kind."""
+    """What data.py left out, to be shown with the rest: one finding per kind, with the details that differ."""
     by_kind: dict[str, list[Fault]] = defaultdict(list)
     for fault in faults:
         by_kind[fault.kind].append(fault)
-    return ranked(
-        Finding(
-            kind, "note" if kind in _NOTES else "warning" if kind in _WARNINGS else "fault",
-            f"{len(of)} left out: {of[0].detail}" + (", and others" if len({f.detail for f in of}) > 1 else ""),
-            tuple(f.path for f in of),
-        )
-        for kind, of in by_kind.items()
-    )  # fmt: skip
+    found = []
+    for kind, of in by_kind.items():
+        severity: Severity = "note" if kind in _NOTES else "warning" if kind in _WARNINGS else "fault"
+        one = len({f.detail for f in of}) == 1
+        paths = tuple(f.path if one else f"{f.path} ({f.detail})" for f in of)
+        found.append(Finding(kind, severity, f"{len(of):,} left out" + (f": {of[0].detail}" if one else ""), paths))
+    return ranked(found)
 
 
 def one_colour(
@@ -133,7 +132,7 @@ def near(
     All hashes are compared with all, as products of signs: exact, and 50,000 images take seconds. Of the pairs, as
     many come back as join all that belong together.
     """
-    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+    flat = pixels.reshape(len(pixels), 3 * sketches.SIDE**2).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1)
     told = np.flatnonzero(norms >= EVEN * np.sqrt(flat.shape[1]))
@@ -348,7 +347,7 @@ def _files(examples: Sequence[Example]) -> list[Finding]:
             "odd proportions", "warning",
             f"{{n}} at least {ODD_PROPORTIONS:g} times as long as wide: the network sees the centre alone", odd,
         ),
-        _finding("wrong suffix", "note", f"{{n}} of another format than the name says ({kinds}): read as what it is", suffix),
+        _finding("wrong suffix", "note", f"{{n}} of another format than named ({kinds}): read all the same", suffix),
         _finding("several pictures", "note", "{n} of several pictures (frames, pages): the first one counts", several),
     ]  # fmt: skip
     return [f for f in found if f is not None]
