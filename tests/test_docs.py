@@ -255,12 +255,12 @@ def test_every_argument_stands_in_the_first_line_of_its_command(name: str) -> No
 
 
 def test_every_exit_code_is_documented_with_its_error() -> None:
-    """0, 1, 2 and 130 come from the command line itself, the others from the tree of errors."""
+    """0, 1, 2, 5 and 130 come from the command line itself, the others from the tree of errors."""
     rows = table(page("command-line.md"), "code", "error", "meaning")
     documented = {(int(row["code"]), name) for row in rows for name in names(row["error"])}
     raised = {(e.exit_code, n) for n, e in vars(errors).items() if isinstance(e, type) and hasattr(e, "exit_code")}
     assert documented == raised
-    assert {int(row["code"]) for row in rows} == {code for code, _ in raised} | {0, 1, 2, 130}
+    assert {int(row["code"]) for row in rows} == {code for code, _ in raised} | {0, 1, 2, cli.FOUND, 130}
 
 
 def test_every_environment_variable_is_documented() -> None:

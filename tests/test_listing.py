@@ -23,7 +23,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from conftest import Log, write_photos
-from topwork import cli, data, images, listing, stores, workflow
+from topwork import cleaned, cli, data, images, listing, stores, workflow
 from topwork.errors import DataError, UsageError
 from topwork.records import Columns, Dataset
 
@@ -832,3 +832,17 @@ def test_the_command_line_takes_the_columns(
     assert printed["layout"] == (
         "list.csv: images from column 'x' (guessed), labels from column 'kind', groups from column 'who'"
     )
+
+
+def test_a_cleaned_list_names_what_can_be_read_again(home: Path) -> None:
+    """Addresses in a table of one's own and paths from Python stay what they are; images in memory are no files."""
+    for i in range(4):
+        fsspec.filesystem("memory").pipe_file(f"/clean/{i}.png", picture(i))
+    by_address = data.read(as_csv(home, [{"file": f"memory://clean/{i}.png", "label": "ab"[i // 2]} for i in range(4)]))
+    by_path = data.read(listing.given([home / f"{i}.png" for i in range(4)], list("aabb"))[0])
+    for name, found in {"address": by_address, "path": by_path}.items():
+        cleaned.write(home / f"{name}.csv", found, found.examples)
+        assert facts_of(data.read(home / f"{name}.csv")) == facts_of(found)
+    in_memory_ = data.read(listing.given([picture(i) for i in range(4)], list("aabb"))[0])
+    with pytest.raises(UsageError, match="save them into a folder first"):
+        cleaned.write(home / "memory.csv", in_memory_, in_memory_.examples)

@@ -33,12 +33,27 @@ def scene(seed: int, height: int = 240, width: int = 320) -> Image.Image:
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 48), (480, 640), (1024, 512)])
 def test_a_sketch_is_the_mean_of_each_area(height: int, width: int) -> None:
-    pixels = noise(height, width)
+    pixels = np.asarray(scene(1, height, width))
     expected = pixels.reshape(16, height // 16, 16, width // 16, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(sketch(Image.fromarray(pixels)), expected, atol=1)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (17, 31)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (17, 31), (341, 256), (1000, 65), (20_000, 2)])
+def test_a_sketch_is_near_the_exact_mean_whatever_the_size(size: tuple[int, int]) -> None:
+    """Each pixel counts in an area by what of it lies inside."""
+
+    def inside(n: int) -> NDArray[np.float64]:
+        edges = np.linspace(0, n, 17)
+        low, high = np.maximum(edges[:-1, None], np.arange(n)), np.minimum(edges[1:, None], np.arange(1, n + 1))
+        share = np.clip(high - low, 0, None)
+        return share / share.sum(axis=1, keepdims=True)
+
+    pixels = np.asarray(scene(2, size[1], size[0]) if min(size) > 2 else Image.fromarray(noise(size[1], size[0])))
+    expected = np.einsum("ay,yxc,bx->abc", inside(size[1]), pixels.astype(float), inside(size[0]))
+    assert np.abs(sketch(Image.fromarray(pixels)) - expected).mean() <= 1
+
+
 def test_any_proportions_can_be_sketched(size: tuple[int, int]) -> None:
     found = sketch(Image.new("L", size, 90))
     assert found.shape == (16, 16, 3)

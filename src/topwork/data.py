@@ -28,6 +28,9 @@ LOCK_FROM = 2000
 """Images from which a part is locked for the result (method.md section 6): from here on a held-out
 fifth gives an interval under 2 points, and what is left is enough to choose by."""
 
+TOGETHER = 8
+"""Files that a thread looks at before it hands over: one by one, small ones take longer to hand over than to read."""
+
 LOCK_SHARE = 0.2
 LOCK_MIN_PER_CLASS = 10  # a class with fewer would be left with a test of one image
 
@@ -37,19 +40,19 @@ others."""
 
 
 def read(
-    source: str | Path, columns: Columns = GUESSED, *, decode: bool = False, sketches: Sketches | None = None,
+    source: str | Path, columns: Columns = GUESSED, *, sketches: Sketches | None = None,
     watch: Watch = SILENT,
 ) -> Dataset:  # fmt: skip
     """Look at every image that a source names or holds, with its labels.
 
     `source`: folders, a table, a packed file, or an address (docs/data.md). `columns`: which of a table's count.
-    `decode=True` decodes every pixel (topwork check), and so does a store of `sketches`, into which goes what the
-    images look like; otherwise damage that only decoding shows is found later, in the pass, and treated alike. Images
-    with the very same content in training and test are left out of training. Raises DataError where there is nothing
-    to learn from, UsageError where the columns do not fit.
+    A store of `sketches` has every pixel decoded (topwork check) and takes what the images look like; otherwise damage
+    that only decoding shows is found later, in the pass, and treated alike. Images with the very same content in
+    training and test are left out of training. Raises DataError where there is nothing to learn from, UsageError where
+    the columns do not fit.
     """
     found = listing.listed(str(source), columns)
-    good, faults = _usable(found.root, found.items, decode=decode, sketches=sketches, watch=watch)
+    good, faults = _usable(found.root, found.items, sketches=sketches, watch=watch)
     return _labelled(str(source), found, good, [*found.faults, *faults])
 
 
@@ -69,7 +72,7 @@ def read_held_out(
     unknown = sorted({name for item in items for name in item.labels} - index.keys())
     faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
     items = [item for item in items if all(name in index for name in item.labels)]
-    good, more = _usable(found.root, items, decode=False, sketches=None, watch=watch)
+    good, more = _usable(found.root, items, watch=watch)
     examples = _examples(
         [(replace(item, part="test"), digest, facts) for item, digest, facts in good], index, found.several
     )
@@ -238,33 +241,36 @@ _Seen = tuple[Item, str, FileFacts]  # a usable image, the digest of its content
 
 
 def _usable(
-    root: str, items: Sequence[Item], *, decode: bool, sketches: Sketches | None, watch: Watch
+    root: str, items: Sequence[Item], *, sketches: Sketches | None = None, watch: Watch
 ) -> tuple[list[_Seen], list[Fault]]:
     """Look at images in threads: the usable ones with their digests, and what is wrong with the others."""
     good: list[_Seen] = []
     faults: list[Fault] = []
     store = stores.opened(root)
     watch.begin("look", len(items))
+    bundles = [items[i : i + TOGETHER] for i in range(0, len(items), TOGETHER)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for item, seen in zip(items, pool.map(lambda i: _looked_at(store, i, decode, sketches), items), strict=True):
-            if isinstance(seen, Fault):
-                faults.append(seen)
-            else:
-                good.append((item, *seen))
-            watch.advance()
+        looks = pool.map(lambda bundle: [_looked_at(store, item, sketches) for item in bundle], bundles)
+        for bundle, looked in zip(bundles, looks, strict=True):
+            for item, seen in zip(bundle, looked, strict=True):
+                if isinstance(seen, Fault):
+                    faults.append(seen)
+                else:
+                    good.append((item, *seen))
+            watch.advance(len(bundle))
     watch.end()
     if sketches is not None:
         sketches.flush()
     return good, faults
 
 
-def _looked_at(store: Store, item: Item, decode: bool, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:
+def _looked_at(store: Store, item: Item, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:
     """The digest of a usable image and what it says of itself, or what is wrong with it."""
     try:
         data = store.read(item.path)
         digest = images.digest(data)
         if sketches is None:
-            return digest, images.look(data, decode=decode)
+            return digest, images.look(data)
         facts, image = images.sight(data)
         sketches.put(digest, sketch(image))
         return digest, facts

@@ -35,8 +35,8 @@ DRAFT_MARGIN = 2
 """A JPEG is decoded at reduced scale only while both sides keep this many times the resize target:
 the resize then still filters from twice the pixels it needs (tests/test_images.py pins the difference)."""
 
-SIGHT_PX = 128
-"""Pixels of the shorter side at which a picture that is only looked at is decoded: eight for each of a sketch."""
+SIGHT_PX = 64
+"""Pixels of the shorter side at which a picture that is only looked at is decoded: four for each of a sketch."""
 
 FULL_RANGE_16 = 257.0
 """65535 / 255. 16-bit grey is scaled by its type's full range, not by its content: two files of one
