@@ -196,4 +196,4 @@ def _under(cache: Path) -> Sketches:
 
 
 def _check(digest: bytes, pixels: NDArray[np.uint8]) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(digest))
+    return zlib.crc32(np.ascontiguousarray(pixels).data, zlib.crc32(digest))
