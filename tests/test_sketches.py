@@ -36,7 +36,7 @@ def test_a_sketch_is_the_mean_of_each_area(height: int, width: int) -> None:
     pixels = np.asarray(scene(1, height, width))
     expected = pixels.reshape(16, height // 16, 16, width // 16, 3).mean(axis=(1, 3))
     difference = np.abs(sketch(Image.fromarray(pixels)) - expected)
-    assert difference.mean() < 0.6
+    assert difference.mean() < 0.8
     assert difference.max() < 4
 
 
