@@ -38,12 +38,12 @@ FEW_IMAGES = 10
 """Different training images of a class below which its recall is known to no better than 30 points."""
 
 NEAR_BITS = 10
-"""Bits of 64 in which the hashes of near-duplicates may differ: of copies saved again at quality 50, halved or
-brightened, 95 to 100% stay within it on photos, of different photos at most 6 of a quarter of a million pairs."""
+"""Bits of 64 in which the hashes of near-duplicates may differ: few pairs of different photos come within it, nearly
+all copies that were saved again, halved or brightened do (bench/data.py --near)."""
 
 NEAR_LIKENESS = 0.98
-"""Correlation of two sketches from which they show the same: what shares only a background, as X-rays and pictures of
-one object do, stays below it."""
+"""Correlation of two sketches from which they show the same: what shares only a background, as X-rays do, stays below
+it, and so do crops by more than one or two percent a side (bench/data.py --near)."""
 
 EVEN = 3.0
 """Standard deviation (of 255) of a sketch below which nothing can be compared: fog resembles fog."""

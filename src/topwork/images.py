@@ -63,6 +63,7 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_PLAIN = {b"\xff\xd8\xff": ("JPEG",), b"\x89PN": ("PNG",)}  # by how they begin: no other format needs to be tried
 _JPEGS = {"JPEG", "MPO"}  # a telephone's .jpg often holds a second picture (depth, gain map): Pillow's MPO
 _WALKED = {"GIF", "TIFF"}
 Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
@@ -346,7 +347,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit below is stricter
-            image = Image.open(BytesIO(data))
+            image = Image.open(BytesIO(data), formats=_PLAIN.get(data[:3]))
     except Image.DecompressionBombError as error:
         raise ImageError("too many pixels", f"more than {MAX_PIXELS:,}") from error
     except Image.UnidentifiedImageError as error:

@@ -40,9 +40,10 @@ def sketch(image: Image.Image) -> NDArray[np.uint8]:  # (16, 16, 3) RGB
     small = image if across == down == 1 else image.reduce((across, down))
     pixels = np.asarray(small, dtype=np.float32)
     rows = _means(image.height, down) @ pixels.reshape(len(pixels), -1)
-    means = _means(image.width, across) @ rows.reshape(SIDE, small.width, -1)
-    whole = np.rint(means, out=means).astype(np.uint8)
-    return whole if whole.shape[2] == 3 else whole.repeat(3, axis=2)
+    columns = rows.reshape(SIDE, small.width, -1).transpose(1, 0, 2).reshape(small.width, -1)
+    means = (_means(image.width, across) @ columns).reshape(SIDE, SIDE, -1).transpose(1, 0, 2)
+    whole = np.rint(means).astype(np.uint8)
+    return np.ascontiguousarray(whole if whole.shape[2] == 3 else whole.repeat(3, axis=2))
 
 
 @lru_cache(maxsize=256)
@@ -196,4 +197,4 @@ def _under(cache: Path) -> Sketches:
 
 
 def _check(digest: bytes, pixels: NDArray[np.uint8]) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(digest))
+    return zlib.crc32(np.ascontiguousarray(pixels).data, zlib.crc32(digest))
