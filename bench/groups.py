@@ -1,7 +1,7 @@
 """Which images belong together: what is found, what is taken for it by mistake, and what it makes?
 
-Four questions. Near-duplicates (saved again, half the size, cut by 5%, brighter, flatter) of 60 images of each set beside
-it, against all pairs of different images of it. The sets as they are, which hold no near-duplicates as far as
+Four questions. Near-duplicates (saved again, half the size, cut by 5%, brighter, flatter) of 60 images of each set
+beside it, against all pairs of different images of it. The sets as they are, which hold no near-duplicates as far as
 thumbnails tell: how many images get grouped. Bursts made from one larger photo each, as if moved by hand (cut-outs,
 shifts, rotation, brightness), with names in order, with shuffled names, with shuffled names and capture times: share of
 the pairs of one scene that are found, pairs of different scenes among those grouped. And what it makes: accuracy

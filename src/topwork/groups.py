@@ -37,7 +37,7 @@ NEAR, WIDE = 10, 40
 """Whose distance an image's others are measured by: its 10th neighbour in its class, which a burst of up to 10 photos
 does not reach, and its 40th for longer ones; never one beyond the half, or the quarter, of its class."""
 
-BLOCK = 2048
+BLOCK = 1024
 """Images of one class that are compared with each other: classes that are larger are cut, by name, into blocks of as
 many, so that memory and time per image stay as they are."""
 
@@ -280,13 +280,12 @@ def _candidates(hashes: NDArray[np.uint64]) -> Ints:
     for start in range(0, n, width):
         bits = np.bitwise_count(hashes[start : start + width, None] ^ hashes)
         bits[np.arange(len(bits)), start + np.arange(len(bits))] = 255
-        if n > MOST_CANDIDATES:
-            nearest = np.partition(bits, MOST_CANDIDATES, axis=1)[:, MOST_CANDIDATES]
-            bits[bits > np.minimum(nearest, HASH_BITS)[:, None]] = 255
-        i, j = np.nonzero(bits <= HASH_BITS)
-        if n > MOST_CANDIDATES:  # ties: the first ones
-            turn = np.arange(len(i)) - np.searchsorted(i, i)
-            i, j = i[turn < 2 * MOST_CANDIDATES], j[turn < 2 * MOST_CANDIDATES]
+        close = bits <= HASH_BITS
+        for row in np.flatnonzero(close.sum(axis=1) > MOST_CANDIDATES):
+            near = np.flatnonzero(close[row])
+            close[row] = False
+            close[row, near[np.argsort(bits[row, near], kind="stable")[:MOST_CANDIDATES]]] = True
+        i, j = np.nonzero(close)
         found.append(np.stack([i + start, j], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs, axis=0)
@@ -435,8 +434,11 @@ def _told(block: _Block, order: Order, rng: np.random.Generator) -> _Told:
     part = block.wide[np.ix_(members, members)]
     if m >= LEAST_IN_ORDER:
         upper = np.triu_indices(m, 1)
+        rising = part[upper].argsort(kind="stable")
+        place = np.empty(len(rising), np.float32)
+        place[rising] = np.arange(len(rising), dtype=np.float32) / len(rising)
         ranks = np.zeros((m, m), np.float32)
-        ranks[upper] = part[upper].argsort(kind="stable").argsort(kind="stable") / len(upper[0])
+        ranks[upper] = place
         ranks += ranks.T
         inside = np.setdiff1d(np.arange(m - 1), np.cumsum([len(run) for run in order])[:-1] - 1)
         seen = float(ranks[inside, inside + 1].sum())
