@@ -31,7 +31,7 @@ KINDS: tuple[Kind, ...] = ("copy", "given", "near-duplicate", "burst")
 
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 """Where in the list of cuts images are compared: one depth alone takes what is alike to it (a colour, a kind of thing)
-for one scene; the mean over four parts scenes twice as well (bench/LOG.md)."""
+for one scene; the mean over four parts scenes better than any of them (bench/LOG.md)."""
 
 NEAR, WIDE = 10, 40
 """Whose distance an image's others are measured by: its 10th neighbour in its class, which a burst of up to 10 photos
