@@ -127,6 +127,17 @@ def test_independent_images_are_not_grouped(seed: int) -> None:
     assert found.limits == (groups.EXTREME, 0.0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dimensions", [1, 2, 4])
+def test_images_that_differ_in_little_are_no_scenes_because_some_are_near(dimensions: int, seed: int) -> None:
+    """Features that all follow a colour: the nearest is very near, by chance."""
+    rng = np.random.default_rng(seed)
+    colour = rng.uniform(size=(120, dimensions))
+    columns = [np.tanh(colour @ rng.normal(size=(dimensions, 24))).astype(np.float32) for _ in range(4)]
+    found = groups.find([example(i, i % 3) for i in range(120)], at(columns), 4)
+    assert len(same(found.index)) <= 1
+
+
 def scenes(n: int, size: int, noise: float, seed: int = 0) -> tuple[list[Floats], Ints]:
     """Features of n scenes of `size` photos each, in turn; which scene each is of."""
     rng = np.random.default_rng(seed)

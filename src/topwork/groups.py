@@ -441,17 +441,20 @@ def _link(
             link(one, other, KINDS.index("burst"))
 
 
+def _spread(dimensions: Floats) -> float:  # (n, cuts)
+    """In how many dimensions the images of a class spread around each other; infinite where too few are there."""
+    found = dimensions[np.isfinite(dimensions).all(axis=1)]
+    # Harmonic: a cut that tells nothing apart has no say.
+    return 1 / float((1 / np.median(found, axis=0)).mean()) if len(found) else np.inf
+
+
 def _weight(blocks: Sequence[_Seen]) -> float:
     """What a distance counts: 1 where images spread in as many dimensions as photos do, less where in fewer.
 
     Of images that differ in little (a colour, a slope), the nearest is very near by chance: c counts as c^weight.
     """
-    found = np.concatenate([s.dimensions for s in blocks])
-    found = found[np.isfinite(found).all(axis=1)]
-    if not len(found):
-        return 1.0
-    mean = float(np.median(found, axis=0).mean())
-    return float(np.clip((mean / PHOTOS_SPREAD) ** 2, LEAST_WEIGHT, 1))
+    spread = _spread(np.concatenate([s.dimensions for s in blocks]))
+    return float(np.clip((spread / PHOTOS_SPREAD) ** 2, LEAST_WEIGHT, 1))
 
 
 def _limit(nearest: Sequence[Floats], usual: Sequence[float], n: int, weight: float) -> float:
