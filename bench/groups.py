@@ -114,23 +114,24 @@ def calm(name: str, backbone: zoo.Backbone, home: Path) -> dict[str, object]:
     found = groups.find(dataset.examples, seen.at, len(seen.cuts), hashes=hashes)
     spent = time.process_time() - start
     facts = groups.facts(dataset.examples, found)
-    near, wide = nearest(dataset.examples, seen)
+    near, wide, spread = nearest(dataset.examples, seen)
     n = facts.images
     print(
         f"{name}: {facts.together} of {n} images grouped ({facts.together / n:.1%}), largest"
         f" {max(facts.sizes, default=1)}, limits {facts.limit} and {facts.limit_in_order},"
         f" {[(c.kind, c.images) for c in facts.counts]}; nearest within"
-        f" {(groups.EXTREME, *groups.LOOSER)}: {near} and {wide}; {spent:.2f} s, the pass {passed:.1f} s",
+        f" {(groups.EXTREME, *groups.LOOSER)}: {near} and {wide};"
+        f" {spread:.1f} dimensions; {spent:.2f} s, the pass {passed:.1f} s",
         flush=True,
     )
     return {
         "set": name, "images": n, "together": facts.together, "limits": [facts.limit, facts.limit_in_order],
-        "near": near, "wide": wide, "seconds": spent, "pass_seconds": passed,
+        "near": near, "wide": wide, "spread": spread, "seconds": spent, "pass_seconds": passed,
     }  # fmt: skip
 
 
-def nearest(examples: tuple[Example, ...], seen: features.Features) -> tuple[list[float], list[float]]:
-    """Share of the images whose nearest is within each limit, by the 10th and by the 40th neighbour."""
+def nearest(examples: tuple[Example, ...], seen: features.Features) -> tuple[list[float], list[float], float]:
+    """Share of the images whose nearest is within each limit, by the 10th and by the 40th neighbour; dimensions."""
     labels = np.array([e.label for e in examples])
     depths = groups.depths(len(seen.cuts))
     scales = [groups._moments(seen.at, k, len(examples), 0) for k in depths]
@@ -138,7 +139,7 @@ def nearest(examples: tuple[Example, ...], seen: features.Features) -> tuple[lis
     limits = (groups.EXTREME, *groups.LOOSER)
     by = [np.concatenate([d.min(axis=1) for d in ds]) for ds in ([b.near for b in blocks], [b.wide for b in blocks])]
     near, wide = ([round(float((d <= x).mean()), 4) for x in limits] for d in by)
-    return near, wide
+    return near, wide, groups._spread(np.concatenate([b.dimensions for b in blocks]))
 
 
 def burst(name: str, backbone: zoo.Backbone, home: Path, strong: bool) -> dict[str, object]:

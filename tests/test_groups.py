@@ -87,7 +87,8 @@ def test_candidates_are_all_pairs_of_close_hashes(n: int, seed: int) -> None:
 def test_where_all_look_alike_few_pairs_are_looked_at() -> None:
     n = 400
     pairs = groups._candidates(np.zeros(n, dtype=np.uint64))
-    assert groups.MOST_CANDIDATES * n / 2 <= len(pairs) <= 2 * groups.MOST_CANDIDATES * n
+    assert len(pairs) <= groups.MOST_CANDIDATES * n
+    assert set(pairs.ravel().tolist()) == set(range(n))
 
 
 def independent_features(n: int, seed: int, width: int = 24, cuts: int = 4) -> list[Floats]:
@@ -124,6 +125,17 @@ def test_independent_images_are_not_grouped(seed: int) -> None:
     found = groups.find(examples, at(independent_features(120, seed)), 4, seed=seed)
     assert not same(found.index)
     assert found.limits == (groups.EXTREME, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dimensions", [1, 2, 4])
+def test_images_that_differ_in_little_are_no_scenes_because_some_are_near(dimensions: int, seed: int) -> None:
+    """Features that all follow a colour: the nearest is very near, by chance."""
+    rng = np.random.default_rng(seed)
+    colour = rng.uniform(size=(120, dimensions))
+    columns = [np.tanh(colour @ rng.normal(size=(dimensions, 24))).astype(np.float32) for _ in range(4)]
+    found = groups.find([example(i, i % 3) for i in range(120)], at(columns), 4)
+    assert len(same(found.index)) <= 1
 
 
 def scenes(n: int, size: int, noise: float, seed: int = 0) -> tuple[list[Floats], Ints]:

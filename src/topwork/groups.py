@@ -31,15 +31,21 @@ KINDS: tuple[Kind, ...] = ("copy", "given", "near-duplicate", "burst")
 
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 """Where in the list of cuts images are compared: one depth alone takes what is alike to it (a colour, a kind of thing)
-for one scene; the mean over four parts scenes twice as well (bench/LOG.md)."""
+for one scene; the mean over four parts scenes better than any of them (bench/LOG.md)."""
 
 NEAR, WIDE = 10, 40
 """Whose distance an image's others are measured by: its 10th neighbour in its class, which a burst of up to 10 photos
 does not reach, and its 40th for longer ones; never one beyond the half, or the quarter, of its class."""
 
-BLOCK = 2048
+BLOCK = 1024
 """Images of one class that are compared with each other: classes that are larger are cut, by name, into blocks of as
 many, so that memory and time per image stay as they are."""
+
+PHOTOS_SPREAD = 7.0
+"""Dimensions in which images of a class spread around each other, from which on a distance counts in full: photographs
+and X-rays have 7 to 16 (bench/groups.py prints them). In fewer, the nearest is nearer by chance."""
+
+LEAST_WEIGHT = 0.02  # images that hardly differ are no scenes, however near
 
 KEPT = 2**23
 """Pairs of images whose distances are kept in memory (64 MiB); blocks beyond are compared once more where they hold
@@ -142,16 +148,18 @@ def find(
     if n:
         labels = np.zeros(n, dtype=np.int64) if one_class else np.array([e.label for e in examples])
         blocks = list(_seen(examples, labels, lambda rows: _block(rows, at, at_cuts, scales), seed, orders=bursts))
+        weight = _weight(blocks)
         if hashes is not None:
             usable = np.arange(n) if hashed is None else np.flatnonzero(hashed)
             reach = np.zeros((n, len(at_cuts)), np.float32)
             for s in blocks:
                 reach[s.rows] = s.reach
-            for i, j in _near(usable, hashes[usable], reach, at, at_cuts, scales):
+            alike = ALIKE ** (1 / weight)
+            for i, j in _near(usable, hashes[usable], reach, at, at_cuts, scales, alike):
                 link(i, j, KINDS.index("near-duplicate"))
         if bursts:
             sizes = np.bincount(labels)[labels]
-            limits = _bursts(blocks, lambda rows: _block(rows, at, at_cuts, scales), union, link, sizes)
+            limits = _bursts(blocks, lambda rows: _block(rows, at, at_cuts, scales), union, link, sizes, weight)
     array = np.array(links, dtype=np.int64).reshape(-1, 3)
     return Found(union.index(), array[:, :2], array[:, 2], limits)
 
@@ -258,7 +266,13 @@ def _unit(x: Floats, moments: Moments) -> Floats:
 
 
 def _near(
-    rows: Ints, hashes: NDArray[np.uint64], reach: Floats, at: At, depths: Sequence[int], scales: Sequence[Moments]
+    rows: Ints,
+    hashes: NDArray[np.uint64],
+    reach: Floats,
+    at: At,
+    depths: Sequence[int],
+    scales: Sequence[Moments],
+    alike: float,
 ) -> list[tuple[int, int]]:  # reach: (n, cuts) distance of each image to its NEAR-th neighbour
     """Near-duplicates: pairs whose hashes are close, and whose features are, over those of their neighbours."""
     pairs = rows[_candidates(hashes)]
@@ -269,7 +283,7 @@ def _near(
             i, j = pairs[part].T
             d = np.linalg.norm(_unit(at(k, i), moments) - _unit(at(k, j), moments), axis=1)
             distance[part] += d / np.sqrt(np.maximum(reach[i, which] * reach[j, which], TINY)) / len(depths)
-        pairs, distance = pairs[distance <= ALIKE], distance[distance <= ALIKE]
+        pairs, distance = pairs[distance <= alike], distance[distance <= alike]
     return [(int(i), int(j)) for i, j in pairs]
 
 
@@ -280,13 +294,12 @@ def _candidates(hashes: NDArray[np.uint64]) -> Ints:
     for start in range(0, n, width):
         bits = np.bitwise_count(hashes[start : start + width, None] ^ hashes)
         bits[np.arange(len(bits)), start + np.arange(len(bits))] = 255
-        if n > MOST_CANDIDATES:
-            nearest = np.partition(bits, MOST_CANDIDATES, axis=1)[:, MOST_CANDIDATES]
-            bits[bits > np.minimum(nearest, HASH_BITS)[:, None]] = 255
-        i, j = np.nonzero(bits <= HASH_BITS)
-        if n > MOST_CANDIDATES:  # ties: the first ones
-            turn = np.arange(len(i)) - np.searchsorted(i, i)
-            i, j = i[turn < 2 * MOST_CANDIDATES], j[turn < 2 * MOST_CANDIDATES]
+        close = bits <= HASH_BITS
+        for row in np.flatnonzero(close.sum(axis=1) > MOST_CANDIDATES):
+            near = np.flatnonzero(close[row])
+            close[row] = False
+            close[row, near[np.argsort(bits[row, near], kind="stable")[:MOST_CANDIDATES]]] = True
+        i, j = np.nonzero(close)
         found.append(np.stack([i + start, j], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs, axis=0)
@@ -300,6 +313,7 @@ class _Block:
     near: Floats  # (m, m) mean over the cuts of the distance over that to the NEAR-th neighbours; inf to itself
     wide: Floats  # the same by the WIDE-th
     reach: Floats  # (m, cuts) distance of each to its NEAR-th neighbour
+    dimensions: Floats  # (m, cuts) in which the images spread around each, by its NEAR-th and a farther neighbour
 
 
 def _blocks(examples: Sequence[Example], labels: Ints) -> Iterator[Ints]:
@@ -312,21 +326,27 @@ def _blocks(examples: Sequence[Example], labels: Ints) -> Iterator[Ints]:
 
 def _block(rows: Ints, at: At, depths: Sequence[int], scales: Sequence[Moments]) -> _Block:
     m = len(rows)
-    near, wide, reach = np.zeros((m, m), np.float32), np.zeros((m, m), np.float32), np.zeros((m, len(depths)))
+    near, wide = np.zeros((m, m), np.float32), np.zeros((m, m), np.float32)
+    reach = np.zeros((m, len(depths)), np.float32)
+    dimensions = reach + np.inf
     if m < 3:  # each is the other's nearest, however far it is
-        return _Block(rows, near + np.inf, wide + np.inf, reach.astype(np.float32))
+        return _Block(rows, near + np.inf, wide + np.inf, reach, reach + np.inf)
     tenth, fortieth = _neighbour(NEAR, m, 2), _neighbour(WIDE, m, 4)
+    outer = max(tenth + 1, min(WIDE, (m - 1) * 3 // 4) - 1)
     for which, (k, moments) in enumerate(zip(depths, scales, strict=True)):
         z = _unit(at(k, rows), moments)
         d = np.sqrt(np.maximum(2 - 2 * (z @ z.T), 0))
         np.fill_diagonal(d, np.inf)
-        order = np.partition(d, sorted({tenth, fortieth}), axis=1)
+        order = np.partition(d, sorted({tenth, fortieth, min(outer, m - 1)}), axis=1)
         reach[:, which] = order[:, tenth]
+        if outer < m - 1:  # volumes grow by the ratio of distances to the power of the dimensions
+            growth = np.log(np.maximum(order[:, outer], TINY) / np.maximum(order[:, tenth], TINY))
+            dimensions[:, which] = np.log((outer + 1) / (tenth + 1)) / np.maximum(growth, TINY)
         d /= np.float32(len(depths))
         for total, position in ((near, tenth), (wide, fortieth)):
             scale = np.sqrt(np.maximum(order[:, position], TINY))
             np.add(total, d / (scale[:, None] * scale), out=total)
-    return _Block(rows, near, wide, reach.astype(np.float32))
+    return _Block(rows, near, wide, reach, dimensions)
 
 
 def _neighbour(k: int, m: int, part: int) -> int:
@@ -355,7 +375,8 @@ class _Seen:
 
     rows: Ints
     nearest: tuple[Floats, Floats]  # (m,) distance to the nearest, by near and by wide
-    reach: Floats  # (m, cuts) distance of each to its NEAR-th neighbour
+    reach: Floats  # (m, cuts), as in the block
+    dimensions: Floats
     told: tuple[_Told, ...]  # by name and by capture time; none where orders are not asked
     block: _Block | None  # itself, while there is room
 
@@ -371,19 +392,20 @@ def _seen(
         nearest = (block.near.min(axis=1, initial=np.inf), block.wide.min(axis=1, initial=np.inf))
         rng = np.random.default_rng([seed, b])
         told = tuple(_told(block, order, rng) for order in ([np.arange(len(rows))], _by_time(rows, examples)) if orders)
-        yield _Seen(rows, nearest, block.reach, told, block if room >= 0 else None)
+        yield _Seen(rows, nearest, block.reach, block.dimensions, told, block if room >= 0 else None)
 
 
 def _bursts(
     blocks: Sequence[_Seen], make: Callable[[Ints], _Block], union: Union, link: Callable[[int, int, int], None],
-    sizes: Ints,
+    sizes: Ints, weight: float,
 ) -> tuple[float, float]:  # fmt: skip
     """Link photos of one scene; the distances up to which two are one, whatever their names, and in their order."""
     n = len(sizes)
     limits = (
-        _limit([s.nearest[0] for s in blocks], USUAL_NEAR, n), _limit([s.nearest[1] for s in blocks], USUAL_WIDE, n)
+        _limit([s.nearest[0] for s in blocks], USUAL_NEAR, n, weight),
+        _limit([s.nearest[1] for s in blocks], USUAL_WIDE, n, weight),
     )  # fmt: skip
-    in_order = tuple(_limit_in_order([s.told[which] for s in blocks]) for which in (0, 1))
+    in_order = tuple(_limit_in_order([s.told[which] for s in blocks], weight) for which in (0, 1))
     loosest = (max(*limits, *in_order) + 1) / 2
     for s in blocks:
         if (
@@ -419,13 +441,29 @@ def _link(
             link(one, other, KINDS.index("burst"))
 
 
-def _limit(nearest: Sequence[Floats], usual: Sequence[float], n: int) -> float:
+def _spread(dimensions: Floats) -> float:  # (n, cuts)
+    """In how many dimensions the images of a class spread around each other; infinite where too few are there."""
+    found = dimensions[np.isfinite(dimensions).all(axis=1)]
+    # Harmonic: a cut that tells nothing apart has no say.
+    return 1 / float((1 / np.median(found, axis=0)).mean()) if len(found) else np.inf
+
+
+def _weight(blocks: Sequence[_Seen]) -> float:
+    """What a distance counts: 1 where images spread in as many dimensions as photos do, less where in fewer.
+
+    Of images that differ in little (a colour, a slope), the nearest is very near by chance: c counts as c^weight.
+    """
+    spread = _spread(np.concatenate([s.dimensions for s in blocks]))
+    return float(np.clip((spread / PHOTOS_SPREAD) ** 2, LEAST_WEIGHT, 1))
+
+
+def _limit(nearest: Sequence[Floats], usual: Sequence[float], n: int, weight: float) -> float:
     """Up to which distance images are one scene: looser where far more of them have another so near than usual."""
-    found, best = np.concatenate(nearest), EXTREME
+    found, best = np.concatenate(nearest) ** weight, EXTREME
     for limit, share in zip(LOOSER, usual, strict=True):
         if share <= FALSE_SHARE * (found <= limit).sum() / n:
             best = limit
-    return best
+    return float(best ** (1 / weight))
 
 
 def _told(block: _Block, order: Order, rng: np.random.Generator) -> _Told:
@@ -435,8 +473,11 @@ def _told(block: _Block, order: Order, rng: np.random.Generator) -> _Told:
     part = block.wide[np.ix_(members, members)]
     if m >= LEAST_IN_ORDER:
         upper = np.triu_indices(m, 1)
+        rising = part[upper].argsort(kind="stable")
+        place = np.empty(len(rising), np.float32)
+        place[rising] = np.arange(len(rising), dtype=np.float32) / len(rising)
         ranks = np.zeros((m, m), np.float32)
-        ranks[upper] = part[upper].argsort(kind="stable").argsort(kind="stable") / len(upper[0])
+        ranks[upper] = place
         ranks += ranks.T
         inside = np.setdiff1d(np.arange(m - 1), np.cumsum([len(run) for run in order])[:-1] - 1)
         seen = float(ranks[inside, inside + 1].sum())
@@ -451,7 +492,7 @@ def _told(block: _Block, order: Order, rng: np.random.Generator) -> _Told:
     return _Told(order, seen, shuffled, beside, block.wide[tuple(beside)], far[:: 1 + len(far) // MOST_FAR])
 
 
-def _limit_in_order(told: Sequence[_Told]) -> float:
+def _limit_in_order(told: Sequence[_Told], weight: float) -> float:
     """Up to which distance neighbours in an order are one scene; 0 where the order says nothing.
 
     If it said nothing (images of a class are exchangeable), the chance that no other order brings images as alike next
@@ -463,7 +504,7 @@ def _limit_in_order(told: Sequence[_Told]) -> float:
     near = np.sort(np.concatenate([t.near for t in told]))
     usual = np.sort(np.concatenate([t.far for t in told]))
     chance = (np.searchsorted(usual, near, side="right") + 1) / (len(usual) + 1)
-    good = (near <= LOOSEST) & (chance * len(near) <= FALSE_IN_ORDER * np.arange(1, len(near) + 1))
+    good = (near <= LOOSEST ** (1 / weight)) & (chance * len(near) <= FALSE_IN_ORDER * np.arange(1, len(near) + 1))
     return float(near[good].max(initial=0.0))
 
 
