@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -614,6 +615,18 @@ def test_check_decodes_every_pixel_and_saves_nothing(photos: Path, tmp_path: Pat
     assert len(dataset.examples) == 24
     assert locked == "out-of-sample"
     assert files(tmp_path) == before
+
+
+def test_a_fit_says_and_keeps_what_is_wrong_with_its_images(fit: Callable[..., topwork.Run], photos: Path) -> None:
+    """Before the pass what needs no decoding, after it the rest; and check says the same."""
+    (photos / "sand" / "copy.png").write_bytes((photos / "bark" / "000.png").read_bytes())
+    Image.new("RGB", (48, 48), (9, 9, 9)).save(photos / "bark" / "black.png")
+    run = fit(photos, strategy="head")
+    found = {f.kind: f.paths for f in run.record.data.findings}
+    assert found["contradicting labels"] == ("bark/000.png", "sand/copy.png")
+    assert found["one colour"] == ("bark/black.png",)
+    dataset, _ = topwork.check(photos)
+    assert {f.kind for f in dataset.findings} == found.keys()
 
 
 # ---------------------------------------------------------------------------------------------- what may be asked for

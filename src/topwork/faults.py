@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,11 +205,11 @@ def clean(
     members: dict[int, list[int]] = defaultdict(list)
     for i in kept:
         members[int(together[i])].append(i)
-    names: dict[int, str] = {}
+    names, numbers = dict[int, str](), count(1)
     for group, of in members.items():
         given = sorted({examples[i].group for i in of} - {""})
         # A name of the user's own would be another group's, if it were not all of this one.
-        names[group] = "+".join(given) if given else f"alike-{len(names) + 1}" if len(of) > 1 else ""
+        names[group] = "+".join(given) if given else f"alike-{next(numbers)}" if len(of) > 1 else ""
     listed = tuple(replace(examples[i], group=names[int(together[i])]) for i in kept)
     return listed, tuple(e.path for e in examples if e.path in torn | leaking)
 
