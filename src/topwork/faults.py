@@ -37,12 +37,12 @@ FEW_IMAGES = 10
 """Different training images of a class below which its recall is known to no better than 30 points."""
 
 NEAR_BITS = 10
-"""Bits of 64 in which the hashes of near-duplicates may differ: of copies saved again at quality 50, halved or
-brightened, 95 to 100% stay within it on photos, of different photos at most 6 of a quarter of a million pairs."""
+"""Bits of 64 in which the hashes of near-duplicates may differ: few pairs of different photos come within it, nearly
+all copies that were saved again, halved or brightened do (bench/data.py --near)."""
 
 NEAR_LIKENESS = 0.98
-"""Correlation of two sketches from which they show the same: what shares only a background, as X-rays and pictures of
-one object do, stays below it."""
+"""Correlation of two sketches from which they show the same: what shares only a background, as X-rays do, stays below
+it, and so do crops by more than one or two percent a side (bench/data.py --near)."""
 
 EVEN = 3.0
 """Standard deviation (of 255) of a sketch below which nothing can be compared: fog resembles fog."""
@@ -88,18 +88,17 @@ def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def left_out(faults: Sequence[Fault]) -> tuple[Finding, ...]:
-    """What data.py left out, in the same words: one finding per kind."""
+    """What data.py left out, to be shown with the rest: one finding per kind, with the details that differ."""
     by_kind: dict[str, list[Fault]] = defaultdict(list)
     for fault in faults:
         by_kind[fault.kind].append(fault)
-    return ranked(
-        Finding(
-            kind, "note" if kind in _NOTES else "warning" if kind in _WARNINGS else "fault",
-            f"{len(of)} left out: {of[0].detail}" + (", and others" if len({f.detail for f in of}) > 1 else ""),
-            tuple(f.path for f in of),
-        )
-        for kind, of in by_kind.items()
-    )  # fmt: skip
+    found = []
+    for kind, of in by_kind.items():
+        severity: Severity = "note" if kind in _NOTES else "warning" if kind in _WARNINGS else "fault"
+        one = len({f.detail for f in of}) == 1
+        paths = tuple(f.path if one else f"{f.path} ({f.detail})" for f in of)
+        found.append(Finding(kind, severity, f"{len(of):,} left out" + (f": {of[0].detail}" if one else ""), paths))
+    return ranked(found)
 
 
 def one_colour(
@@ -133,7 +132,7 @@ def near(
     All hashes are compared with all, as products of signs: exact, and 50,000 images take seconds. Of the pairs, as
     many come back as join all that belong together.
     """
-    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+    flat = pixels.reshape(len(pixels), 3 * sketches.SIDE**2).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1)
     told = np.flatnonzero(norms >= EVEN * np.sqrt(flat.shape[1]))
@@ -348,7 +347,7 @@ def _files(examples: Sequence[Example]) -> list[Finding]:
             "odd proportions", "warning",
             f"{{n}} at least {ODD_PROPORTIONS:g} times as long as wide: the network sees the centre alone", odd,
         ),
-        _finding("wrong suffix", "note", f"{{n}} of another format than the name says ({kinds}): read as what it is", suffix),
+        _finding("wrong suffix", "note", f"{{n}} of another format than named ({kinds}): read all the same", suffix),
         _finding("several pictures", "note", "{n} of several pictures (frames, pages): the first one counts", several),
     ]  # fmt: skip
     return [f for f in found if f is not None]

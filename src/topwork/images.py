@@ -12,6 +12,7 @@ import importlib
 import stat
 import threading
 import warnings
+import zlib
 from collections import OrderedDict
 from datetime import datetime
 from io import BytesIO
@@ -34,8 +35,8 @@ DRAFT_MARGIN = 2
 """A JPEG is decoded at reduced scale only while both sides keep this many times the resize target:
 the resize then still filters from twice the pixels it needs (tests/test_images.py pins the difference)."""
 
-SIGHT_PX = 128
-"""Pixels of the shorter side at which a picture that is only looked at is decoded: eight for each of a sketch."""
+SIGHT_PX = 64
+"""Pixels of the shorter side at which a picture that is only looked at is decoded: four for each of a sketch."""
 
 FULL_RANGE_16 = 257.0
 """65535 / 255. 16-bit grey is scaled by its type's full range, not by its content: two files of one
@@ -62,6 +63,7 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_PLAIN = {b"\xff\xd8\xff": ("JPEG",), b"\x89PN": ("PNG",)}  # by how they begin: no other format needs to be tried
 _JPEGS = {"JPEG", "MPO"}  # a telephone's .jpg often holds a second picture (depth, gain map): Pillow's MPO
 _WALKED = {"GIF", "TIFF"}
 Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
@@ -70,8 +72,10 @@ Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 _PROGRAMS = {"EPS"}  # PostScript: Pillow would hand it to an interpreter
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # what a profile calls the colours of a mode
-_profiles: OrderedDict[str, ImageCms.ImageCmsTransform | None] = OrderedDict()  # by mode and digest; None: as it is
+_Way = ImageCms.ImageCmsTransform | tuple[list[int], ...] | None  # a transform, or a table for each channel
+_profiles: OrderedDict[str, _Way] = OrderedDict()  # by mode and digest; None: as it is
 _profiling = threading.Lock()
 _opening = threading.Lock()  # warnings.catch_warnings is not thread-safe; opening reads only the header
 
@@ -125,7 +129,7 @@ def sight(data: bytes) -> tuple[FileFacts, Image.Image]:
     facts, image = _looked(data)
     if facts.format == "PNG":
         image = _open(data)  # verify leaves an image that cannot be decoded
-    return facts, upright(_inks(_decoded(_reduced(image, data, SIGHT_PX))))
+    return facts, upright(_inks(_decoded(_reduced(image, data, SIGHT_PX), data)))
 
 
 def _looked(data: bytes) -> tuple[FileFacts, Image.Image]:
@@ -162,7 +166,7 @@ def decode(source: Source, preprocessing: Preprocessing) -> Image.Image:
     if isinstance(source, (str, Path)):
         source = read_bytes(Path(source))
     if isinstance(source, bytes):
-        image = _reduced(_open(source), source, DRAFT_MARGIN * preprocessing.resize_px)
+        image = _decoded(_reduced(_open(source), source, DRAFT_MARGIN * preprocessing.resize_px), source)
     elif isinstance(source, np.ndarray):
         image = _from_array(source)
     else:
@@ -202,14 +206,22 @@ def upright(image: Image.Image) -> Image.Image:
         scale = 255.0 if grey.size and grey.min() >= 0 and grey.max() <= 1 else 1.0
         return Image.fromarray(np.rint(np.clip(grey * scale, 0, 255)).astype(np.uint8))
     try:
-        if mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-            return _over_white(image, profile)
-        if mode == "CMYK" and profile:
-            managed = _managed(image, profile)
-            return managed if managed.mode == "RGB" else image.convert("RGB")
-        return _managed(image.convert("L" if mode == "1" else "RGB"), profile if mode == "P" else None)
-    except ValueError as error:  # a conversion that Pillow does not know
+        return _converted(image, profile)
+    except (ValueError, ImageCms.PyCMSError) as error:  # a conversion that Pillow does not know
         raise ImageError("damaged", _reason(error)) from error
+
+
+def _converted(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB or L of the modes that Pillow converts."""
+    mode = image.mode
+    if mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        return _over_white(image, profile)
+    if mode == "LAB" and image.width and image.height:
+        return _from_lab(image)
+    managed = _managed(image, profile) if mode == "CMYK" else image
+    if managed is not image:
+        return managed
+    return _managed(image.convert("L" if mode == "1" else "RGB"), profile if mode == "P" else None)
 
 
 def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -230,20 +242,23 @@ def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _managed(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB, L or CMYK brought to sRGB by its profile: RGB; or the very same image where there is nothing to do."""
+    """RGB, L or CMYK brought to sRGB by its profile: RGB or L; or the very same image where there is nothing to do."""
     if not profile or len(profile) > MAX_PROFILE_BYTES or not image.width or not image.height:
         return image
-    transform = _transform(image.mode, profile)
-    if transform is None:
+    way = _way(image.mode, profile)
+    if way is None:
         return image
+    if isinstance(way, tuple):
+        channels = [image.point(table) for table in way]
+        return channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
     result = Image.new("RGB", image.size)
-    transform.apply(image, result)
+    way.apply(image, result)
     result.info.pop("icc_profile", None)  # it is sRGB now, which is what no profile means
     return result
 
 
-def _transform(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile to sRGB; None where it is broken, of other colours than the image, or sRGB itself."""
+def _way(mode: str, profile: bytes) -> _Way:
+    """From a profile to sRGB; None where it is broken, of other colours than the image, or sRGB itself."""
     key = f"{mode} {digest(profile)}"
     with _profiling:
         if key in _profiles:
@@ -257,24 +272,40 @@ def _transform(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
     return found
 
 
-def _built(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
+def _built(mode: str, profile: bytes) -> _Way:
     try:
         given = ImageCms.ImageCmsProfile(BytesIO(profile))
         if given.profile.xcolor_space.strip() != _SPACES[mode]:
             return None
-        transform = ImageCms.buildTransform(
-            given, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL,
-            ImageCms.Flags.NOCACHE,  # threads share it
-        )  # fmt: skip
+        # Threads share it. What littlecms optimises is off by 10 levels in dark greys: each grey is asked for once.
+        flags = ImageCms.Flags.NOCACHE | (ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE)
+        way = ImageCms.buildTransform(
+            given, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags
+        )
         if mode == "CMYK":
-            return transform
+            return way
         steps = np.arange(0, 256, 17 if mode == "RGB" else 1, dtype=np.uint8)
         grid = np.stack(np.meshgrid(*[steps] * len(mode), indexing="ij"), axis=-1).reshape(1, -1, len(mode))
-        tried = Image.fromarray(grid if mode == "RGB" else grid[..., 0])
-        change = np.abs(np.asarray(transform.apply(tried)).astype(int) - grid)
-        return transform if change.max() > SAME_COLOURS else None
+        became = np.asarray(way.apply(Image.fromarray(grid if mode == "RGB" else grid[..., 0]))).astype(int)
+        if np.abs(became - grid).max() <= SAME_COLOURS:
+            return None
+        if mode == "RGB":
+            return way
+        tables = became[0].T.tolist()
+        return (tables[1],) if np.ptp(became, axis=2).max() <= SAME_COLOURS else tuple(tables)
     except Exception:  # littlecms could not make anything of it, or this Pillow was built without it
         return None
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    """Lab to sRGB, exactly: Pillow's own way is off by up to 4 levels."""
+    way = ImageCms.buildTransform(
+        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB",
+        flags=ImageCms.Flags.NOCACHE | ImageCms.Flags.NOOPTIMIZE,
+    )  # fmt: skip
+    result = Image.new("RGB", image.size)
+    way.apply(image, result)
+    return result
 
 
 def _inks(image: Image.Image) -> Image.Image:
@@ -316,7 +347,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit below is stricter
-            image = Image.open(BytesIO(data))
+            image = Image.open(BytesIO(data), formats=_PLAIN.get(data[:3]))
     except Image.DecompressionBombError as error:
         raise ImageError("too many pixels", f"more than {MAX_PIXELS:,}") from error
     except Image.UnidentifiedImageError as error:
@@ -394,13 +425,44 @@ def _decoder_for(data: bytes) -> None:
                 raise ImageError("needs pillow-heif", "a HEIC; pip install 'topwork[heif]' reads it") from error
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _decoded(image: Image.Image, data: bytes = b"") -> Image.Image:
     try:
         image.load()
     except Exception as error:  # Pillow's plugins raise a dozen types on broken data
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise ImageError(kind, _reason(error)) from error
+    if image.format == "PNG" and data and not _has_all_rows(image, data):
+        raise ImageError("truncated", "the PNG's stream ends before its last row")
     return image
+
+
+def _has_all_rows(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG's stream is as long as its rows. Pillow leaves what is missing at zero, without a word.
+
+    Only where the last two rows (with interlacing, the last pass is every second one) are zero is there anything to
+    find out, and the stream is taken apart once more.
+    """
+    end = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
+    if end[-1:].any() and end[:1].any():
+        return True
+    depth, colour, _, _, interlaced = data[24:29]
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    grids = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(image.width - x) // dx), -(-(image.height - y) // dy)) for x, y, dx, dy in grids]
+    expected = sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
+    stream, at, length = zlib.decompressobj(), 8, 0
+    try:
+        while at + 12 <= len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 8] == b"IDAT":
+                left = data[at + 8 : at + 8 + size]
+                while left and length < expected:
+                    length += len(stream.decompress(left, 2**20))
+                    left = stream.unconsumed_tail
+            at += 12 + size
+    except zlib.error:
+        return False
+    return length >= expected
 
 
 def _reduced(image: Image.Image, data: bytes, wanted_px: int) -> Image.Image:
