@@ -26,8 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "memo": set(),
     "ahead": set(),
     "views": {"images"},
-    "thumbnails": {"images", "files"},
-    "activations": {"images", "views", "thumbnails", "zoo", "engine", "ahead"},
+    "stores": {"images"},
+    "listing": {"images", "stores"},
+    "thumbnails": {"images", "files", "stores"},
+    "activations": {"images", "stores", "views", "thumbnails", "zoo", "engine", "ahead"},
     "speed": {"zoo", "engine"},
     "catalogue": {"zoo", "speed"},
     "terminal": set(),  # draws records, computes nothing
@@ -38,9 +40,9 @@ ALLOWED: dict[str, set[str]] = {
     "trackers": set(),
     "groups": set(),
     "splits": {"groups"},
-    "data": {"groups", "images", "sketches", "statistics"},
+    "data": {"groups", "images", "listing", "sketches", "statistics", "stores"},
     "shards": set(),
-    "features": {"images", "zoo", "engine", "ahead", "shards", "sketches", "thumbnails"},
+    "features": {"images", "zoo", "engine", "ahead", "shards", "sketches", "stores", "thumbnails"},
     "sketches": set(),
     "faults": {"sketches"},
     "cleaned": {"files"},
@@ -54,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan"},
-    "survey": {"budget", "data", "faults", "features", "measurement", "plan", "statistics", "zoo"}
+    "survey": {"budget", "data", "faults", "features", "listing", "measurement", "plan", "statistics", "zoo"}
     | {"groups", "memo", "sketches", "splits"},
     "runs": {"files", "model", "pictures", "splits"},
     "workflow": {
@@ -64,6 +66,8 @@ ALLOWED: dict[str, set[str]] = {
         "tune",
         "cleaned",
         "data",
+        "listing",
+        "stores",
         "faults",
         "sketches",
         "zoo",

@@ -220,6 +220,7 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
         "folder": str(finished.folder), "backbones": ("efficientnet_lite0",), "weights": None, "sizes": (SIZE_PX,),
         "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
         "balance": True, "several_depths": False, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
+        "columns": {"image": None, "labels": (), "split": None, "group": None, "separator": None},
     }  # fmt: skip
     assert topwork.load_run("mine").plan.cut == "blocks.1.0"
 

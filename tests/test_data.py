@@ -21,6 +21,7 @@ from conftest import Log, WritePhotos
 from topwork import data, images
 from topwork.errors import DataError
 from topwork.records import Dataset, Example, Fault, Part
+from topwork.sketches import Sketches
 
 Content = int | bytes
 """A number stands for the picture of that number; bytes are written as they are."""
@@ -169,7 +170,7 @@ def test_all_faults_are_listed_together(tmp_path: Path, damaged_png: bytes) -> N
         "Thumbs.db": "hidden",
         "__MACOSX": "hidden",
         "a/.3.png": "hidden",
-        "a/.cache/deep/x.png": "hidden",
+        "a/.cache": "hidden",
         "a/DESKTOP.INI": "hidden",
         "a/notes.txt": "not an image",
         "a/page.jpg": "unreadable",  # its name says image
@@ -186,7 +187,7 @@ def test_all_faults_are_listed_together(tmp_path: Path, damaged_png: bytes) -> N
     assert kinds(dataset) == expected
     assert paths(dataset) == {**{path: path[0] for path in TWO}, "a/inside.png": "a"}
     assert dataset.classes == ("a", "b")  # a folder without an image is no class
-    decoded = data.read_folder(tmp_path, decode=True)
+    decoded = data.read(tmp_path, sketches=Sketches.under(tmp_path.with_name("cache")))
     assert kinds(decoded) == {**expected, "a/inside.png": "truncated"}
     assert paths(decoded) == {path: path[0] for path in TWO}
 
@@ -199,7 +200,8 @@ def test_decoding_finds_all_that_looking_finds(tmp_path: Path, format: str) -> N
     """What `topwork check` calls good, `topwork fit` must take: a file cut anywhere in its last bytes."""
     whole = picture(9, format)
     root = write(tmp_path, {**TWO, **{f"a/less {n}.x": whole[:-n] for n in range(1, 25)}})
-    looked, decoded = kinds(data.read_folder(root)), kinds(data.read_folder(root, decode=True))
+    looked = kinds(data.read(root))
+    decoded = kinds(data.read(root, sketches=Sketches.under(tmp_path.with_name("cache"))))
     assert len(looked) >= 20
     assert looked.keys() <= decoded.keys()
 
@@ -398,9 +400,9 @@ def refused(root: Path) -> str:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    for name in ("absent", "file"):
+    for name, wanted in {"absent": "expected one folder per class", "file": "not a table of images"}.items():
         assert str(tmp_path / name) in refused(tmp_path / name)
-        assert "expected one folder per class" in refused(tmp_path / name)
+        assert wanted in refused(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_too_little_to_learn_from_lists_every_reason(
 ) -> None:
     message = refused(write(tmp_path / "photos", files))
     assert message.startswith(f"{tmp_path / 'photos'}: cannot be learnt from:\n")
-    assert "Expected one folder per class with its images inside." in message
+    assert "Expected one folder per class with its images inside, or a table" in message
     for reason in reasons:
         assert reason in message
 

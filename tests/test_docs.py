@@ -31,7 +31,7 @@ from safetensors import safe_open
 import topwork
 from conftest import Finished, write_photos
 from test_architecture import HOUSE, arrows, rooms
-from topwork import cli, data, errors, faults
+from topwork import cli, data, errors, faults, listing
 from topwork.records import Augmentation, ModelFacts, Recipe, RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -559,7 +559,17 @@ def test_every_finding_is_documented_with_its_severity_and_no_other() -> None:
 def test_every_name_of_a_part_is_documented() -> None:
     rows = table(page("data.md"), "part", "folder names", "read as")
     documented = {name: names(row["part"])[0] for row in rows for name in names(row["folder names"])}
-    assert documented == data._PARTS
+    assert documented == listing.PARTS
+
+
+def test_every_name_by_which_a_column_is_guessed_is_documented_in_its_order() -> None:
+    rows = table(page("data.md"), "column", "guessed by these names, the likeliest first", "else")
+    documented = [
+        [re.sub("[^a-z]", "", name) for name in names(row["guessed by these names, the likeliest first"])]
+        for row in rows
+    ]
+    t = listing.tables
+    assert documented == [list(t.IMAGE_NAMES), list(t.LABEL_NAMES), list(t.SPLIT_NAMES), list(t.GROUP_NAMES)]
 
 
 def test_what_a_result_can_rest_on_is_documented() -> None:
@@ -686,8 +696,10 @@ def examples_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples_cache: Path) -> Path:
-    """Where the examples run: photos/ to learn from, held-out/ to judge on, new/ and new.jpg to predict."""
+    """Where the examples run: photos/ and photos.csv to learn from, held-out/ to judge on, new/ and new.jpg."""
     write_photos(tmp_path / "photos")
+    listed = [f"photos/{p.parent.name}/{p.name},{p.parent.name}\n" for p in sorted((tmp_path / "photos").rglob("*.*"))]
+    (tmp_path / "photos.csv").write_text("file,species\n" + "".join(listed))
     write_photos(tmp_path / "held-out", per_class=4, seed=1)
     write_photos(tmp_path / "unsorted", per_class=2, seed=2)
     (tmp_path / "new").mkdir()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from conftest import labelled, write_photos
 from test_images import encoded, noise, plain
-from topwork import images, thumbnails
+from topwork import images, stores, thumbnails
 from topwork.activations import store
 from topwork.errors import DataError, ImageError
 from topwork.records import Augmentation, Preprocessing
@@ -174,7 +174,7 @@ def test_a_file_is_read_once_and_again_only_when_it_was_touched(
     monkeypatch.setattr(images, "read_bytes", lambda p: (read.append(p), read_bytes(p))[1])
 
     def look(preprocessing: Preprocessing = SMALL) -> Image.Image:
-        return kept.decode_file(path, images.digest(data), preprocessing, uses=3)
+        return kept.decode_file(stores.opened(str(tmp_path)), "a.jpg", images.digest(data), preprocessing, uses=3)
 
     first = look()
     assert same(look(), first)

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from topwork import images
+from topwork import images, stores
 from topwork.ahead import flow
 from topwork.engine import FLOAT16_MAX, Engine, lanes
 from topwork.errors import DataError, ImageError
@@ -40,7 +41,7 @@ class Store:
     """The views of n images at every point asked for, in one folder."""
 
     backbone: Backbone
-    root: Path
+    root: str | Path  # where the images lie
     examples: tuple[Example, ...]
     augmentation: Augmentation
     seed: int
@@ -130,10 +131,15 @@ class Store:
     def _pixels(self, example: Example, number: int) -> NDArray[np.uint8]:
         try:
             preprocessing = self.backbone.preprocessing
-            image = self.thumbnails.decode_file(self.root / example.path, example.digest, preprocessing, uses=USES)
+            image = self.thumbnails.decode_file(self._images, example.path, example.digest, preprocessing, uses=USES)
             return view_of(image, number, preprocessing, self.augmentation, digest=example.digest, seed=self.seed)
         except ImageError as error:
-            raise DataError(f"{self.root / example.path}: {error}; put it back, or start again without it") from error
+            where = self._images.where(example.path)
+            raise DataError(f"{where}: {error}; put it back, or start again without it") from error
+
+    @cached_property
+    def _images(self) -> stores.Store:
+        return stores.opened(str(self.root))
 
     def _there(self, point: int, number: int) -> bool:
         """Whether a view is whole: a power cut may leave a renamed file shorter than it was."""
@@ -149,7 +155,7 @@ class Store:
 
 
 def store(
-    backbone: Backbone, features_key: str, root: Path, examples: Sequence[Example],
+    backbone: Backbone, features_key: str, root: str | Path, examples: Sequence[Example],
     *, augmentation: Augmentation, seed: int, cache: Path,
 ) -> Store:  # fmt: skip
     """The store of these images under `cache`; its name is made of the backbone and the images' contents."""

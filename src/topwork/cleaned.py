@@ -59,7 +59,9 @@ def write(path: Path, dataset: Dataset, examples: Sequence[Example]) -> None:
 
 def _path(root: str, path: str, home: Path) -> str:
     """An image's path from the folder of the list; an address stays one."""
-    if "://" in root or "::" in root:
+    if "://" in path:
+        return path.removeprefix("file://")
+    if ("://" in root or "::" in root) and not root.startswith("memory://") and "#" not in root:
         return f"{root.rstrip('/')}/{path}"
     if not Path(root).is_dir():
         raise UsageError(f"--fix lists files, and the images of {root} are none; save them into a folder first")

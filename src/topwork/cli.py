@@ -46,8 +46,35 @@ INTERRUPTED = 130
 FOUND = 5
 """Exit code of `check --strict` where a fault or a warning was found."""
 
-Images = typer.Argument(help="Images: one folder per class, or train/ plus val/ and test/ of such.", show_default=False)
-Folder = Annotated[Path, Images]
+Images = typer.Argument(
+    help="Images: one folder per class, or train/ plus val/ and test/ of such; a CSV, TSV, JSON Lines or Parquet table;"
+    " a Hugging Face folder; or an address such as s3://...",
+    show_default=False,
+)
+Folder = Annotated[str, Images]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option("--image-column", metavar="NAME", help="A table's column of paths or of image bytes (else guessed)."),
+]
+LabelColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label-column",
+        metavar="NAME",
+        help="A table's column of labels (else guessed). Given several times: a class each, with 0 or 1.",
+    ),
+]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option("--label-separator", metavar="SIGN", help="What stands between several labels in one cell."),
+]
+SplitColumn = Annotated[
+    str | None, typer.Option("--split-column", metavar="NAME", help="A table's column of train, val and test.")
+]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option("--group-column", metavar="NAME", help="A table's column of what belongs together (patient, burst)."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
 BackboneNames = Annotated[
     list[str],
@@ -133,7 +160,12 @@ def options(
 @app.command()
 def fit(
     context: typer.Context,
-    folder: Annotated[Path | None, Images] = None,
+    folder: Annotated[str | None, Images] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumns = None,
+    label_separator: LabelSeparator = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
     backbone: BackboneNames = ["efficientnet_lite0"],  # noqa: B006 (typer copies it)
     weights: Weights = None,
     size: Sizes = None,
@@ -190,9 +222,11 @@ def fit(
     else:
         assert folder is not None
         run = workflow.fit(
-            folder, backbone=backbone, weights=weights, size=_sizes(size), strategy=strategy.value, cut=cut,
-            unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance, several_depths=several_depths,
-            bursts=bursts, split=split, budget=budget, delta=delta, seed=seed, out=out, cache=cache, watch=watch,
+            folder, label_column, group_column, splits=split_column, image_column=image_column,
+            label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
+            strategy=strategy.value, cut=cut, unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance,
+            several_depths=several_depths, bursts=bursts, split=split, budget=budget, delta=delta, seed=seed, out=out,
+            cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -205,6 +239,11 @@ def fit(
 @app.command()
 def plan(
     folder: Folder,
+    image_column: ImageColumn = None,
+    label_column: LabelColumns = None,
+    label_separator: LabelSeparator = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
     backbone: BackboneNames = ["efficientnet_lite0"],  # noqa: B006 (typer copies it)
     weights: Weights = None,
     size: Sizes = None,
@@ -232,8 +271,10 @@ def plan(
     if picture is not None and picture.exists():
         raise UsageError(f"--picture {picture}: exists already and is not overwritten; name another file")
     seen = survey.measure(
-        folder, backbone=backbone, weights=weights, size=_sizes(size), seed=seed, delta=delta, balance=balance,
-        bursts=bursts, split=split, budget=budget, cache=cache, enough=not all_images, watch=watch,
+        folder, label_column, group_column, splits=split_column, image_column=image_column,
+        label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
+        seed=seed, delta=delta, balance=balance, bursts=bursts, split=split, budget=budget, cache=cache,
+        enough=not all_images, watch=watch,
     )  # fmt: skip
     decided = seen.plan(delta=delta)
     standings = seen.standings(decided)
@@ -265,6 +306,11 @@ def plan(
 @app.command()
 def check(
     folder: Folder,
+    image_column: ImageColumn = None,
+    label_column: LabelColumns = None,
+    label_separator: LabelSeparator = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
     fix: Annotated[
         Path | None,
         typer.Option("--fix", metavar="OUT", help="Write the cleaned list of images: a new .csv or .parquet file."),
@@ -280,7 +326,10 @@ def check(
     console, watch = _screen(json)
     from topwork import data, faults, terminal, workflow
 
-    dataset, locked = workflow.check(folder, fix=fix, seed=seed, cache=cache, watch=watch)
+    dataset, locked = workflow.check(
+        folder, label_column, group_column, splits=split_column, image_column=image_column,
+        label_separator=label_separator, fix=fix, seed=seed, cache=cache, watch=watch,
+    )  # fmt: skip
     out = faults.left_out(dataset.faults)
     if json:
         _print_json(data.facts(dataset, locked=locked, seed=seed))
@@ -334,12 +383,24 @@ def predict(
 
 
 @app.command()
-def evaluate(run: RunFolder, folder: Folder, json: Json = False) -> None:
+def evaluate(
+    run: RunFolder,
+    folder: Folder,
+    image_column: ImageColumn = None,
+    label_column: LabelColumns = None,
+    label_separator: LabelSeparator = None,
+    split_column: SplitColumn = None,
+    group_column: GroupColumn = None,
+    json: Json = False,
+) -> None:
     """Judge a saved model on labelled images that it has not seen."""
     console, watch = _screen(json)
     from topwork import terminal, workflow
 
-    metrics, held_out = workflow.judge(run, folder, watch=watch)
+    metrics, held_out = workflow.judge(
+        run, folder, label_column, group_column, splits=split_column, image_column=image_column,
+        label_separator=label_separator, watch=watch,
+    )  # fmt: skip
     if json:
         _print_json(metrics)
         return
@@ -401,7 +462,7 @@ def demo(
         number += 1
         out = folder / f"run-{number}"
     # New layers alone: a minute's work, and digits turned around are other digits.
-    fit(context, images, size=[str(size)], strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
+    fit(context, str(images), size=[str(size)], strategy=Strategy.head, out=out, cache=folder / "cache", json=json)
 
 
 def _screen(json: bool) -> tuple[Console, Watch]:

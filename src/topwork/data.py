@@ -1,6 +1,6 @@
 """Which images, which labels, which split, and what is wrong with them?
 
-A folder per class, or train/ plus val/ and test/ folders of such. Every file is looked at before
+From whatever names the images (listing/), read from wherever they lie (stores.py). Every image is looked at before
 anything is computed; what cannot be used is listed with its reason and left out.
 """
 
@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork import groups, images, statistics
+from topwork import groups, images, listing, statistics, stores
 from topwork.errors import DataError, ImageError
-from topwork.records import ClassCount, DataFacts, Dataset, Example, Fault, FileFacts, Part
+from topwork.listing import GUESSED, Item, Listing
+from topwork.records import ClassCount, Columns, DataFacts, Dataset, Example, Fault, FileFacts, Part
 from topwork.sketches import Sketches, sketch
+from topwork.stores import Store
 from topwork.watch import SILENT, Watch
-
-_PARTS: dict[str, Part] = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Folder names that tools in use give to the parts of a split, lower case."""
-
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "ehthumbs.db"}
-_IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2",
-}  # fmt: skip
 
 LOCK_FROM = 2000
 """Images from which a part is locked for the result (method.md section 6): from here on a held-out
@@ -49,54 +39,53 @@ LEAST_GROUPS = 2
 others."""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    relative: str
-    label: str
-    part: Part
+def read(
+    source: str | Path, columns: Columns = GUESSED, *, decode: bool = False, sketches: Sketches | None = None,
+    watch: Watch = SILENT,
+) -> Dataset:  # fmt: skip
+    """Look at every image that a source names or holds, with its labels.
 
-
-_Seen = tuple[_File, str, FileFacts]  # a usable file, its digest and what it says of itself
+    `source`: folders, a table, a packed file, or an address (docs/data.md). `columns`: which of a table's count.
+    `decode=True` decodes every pixel, and so does a store of `sketches` (topwork check), into which goes what they look
+    like; otherwise damage that only decoding shows is found later, in the pass, and treated alike. Images with the
+    very same content in training and test are left out of training. Raises DataError where there is nothing to learn
+    from, UsageError where the columns do not fit.
+    """
+    found = listing.listed(str(source), columns)
+    good, faults = _usable(found.root, found.items, decode=decode, sketches=sketches, watch=watch)
+    return _labelled(str(source), found, good, [*found.faults, *faults])
 
 
 def read_folder(
     root: Path, *, decode: bool = False, sketches: Sketches | None = None, watch: Watch = SILENT
 ) -> Dataset:
-    """Look at every file under `root` and label it by its folder.
-
-    `decode=True` decodes every pixel (topwork check), and so does a store of `sketches`, into which goes what they look
-    like; otherwise damage that only decoding shows is found later, in the pass, and treated alike. Images with the
-    very same content in training and test are left out of training. Raises DataError where there is nothing to learn
-    from.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected one folder per class, or train/ and test/ of such")
-    files, faults, layout = _listed(root)
-    good, more = _usable(files, decode=decode, sketches=sketches, watch=watch)
-    return _labelled(root, layout, good, faults + more)
+    """The same without columns."""
+    return read(root, decode=decode, sketches=sketches, watch=watch)
 
 
-def read_held_out(root: Path, classes: tuple[str, ...], *, watch: Watch = SILENT) -> Dataset:
+def read_held_out(
+    source: str | Path, classes: tuple[str, ...], columns: Columns = GUESSED, *, watch: Watch = SILENT
+) -> Dataset:
     """Labelled images for judging a model that knows `classes`; the labels keep the model's order.
 
-    Reads a folder per class, or of train/, val/ and test/ folders the one that fit would lock. Folders of other
-    classes are left out and listed. Raises DataError where nothing is left.
+    Reads any source; of one with parts, the one that fit would lock. Images of other classes are left out and listed.
+    Raises DataError where nothing is left.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected one folder per class")
-    files, faults, layout = _listed(root)
-    judging = _judging({f.part for f in files})
-    files = [f for f in files if judging in {None, f.part}]
+    found = listing.listed(str(source), columns)
+    judging = _judging({item.part for item in found.items})
+    items = [item for item in found.items if judging in {None, item.part}]
     index = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({f.label for f in files} - index.keys())
+    faults = list(found.faults)
+    unknown = sorted({name for item in items for name in item.labels} - index.keys())
     faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
-    files = [f for f in files if f.label in index]
-    good, more = _usable(files, decode=False, sketches=None, watch=watch)
-    examples = tuple(Example(f.relative, index[f.label], "test", d, facts=facts) for f, d, facts in good)
+    items = [item for item in items if all(name in index for name in item.labels)]
+    good, more = _usable(found.root, items, decode=False, sketches=None, watch=watch)
+    examples = _examples(
+        [(replace(item, part="test"), digest, facts) for item, digest, facts in good], index, found.several
+    )
     if not examples:
-        raise DataError(f"{root}: no usable image of the classes {', '.join(classes)}" + _fault_lines(faults + more))
-    return Dataset(str(root), layout, classes, examples, (*faults, *more), ())
+        raise DataError(f"{source}: no usable image of the classes {', '.join(classes)}" + _fault_lines(faults + more))
+    return Dataset(found.root, found.layout, classes, examples, (*faults, *more), (), found.several)
 
 
 def without(dataset: Dataset, faults: tuple[Fault, ...]) -> Dataset:
@@ -203,26 +192,35 @@ def independent(examples: Sequence[Example]) -> float:
 
 def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
     """What run.json keeps of the data."""
-    counts = Counter((e.label, e.part) for e in dataset.examples)
+    counts = Counter((label, e.part) for e in dataset.examples for label in _labels_of(dataset, e))
     classes = tuple(
         ClassCount(name, counts[i, "train"], counts[i, "val"], counts[i, "test"])
         for i, name in enumerate(dataset.classes)
     )
-    lines = sorted(f"{e.digest} {dataset.classes[e.label]} {e.part}" for e in dataset.examples)
+    lines = sorted(
+        f"{e.digest} {'|'.join(dataset.classes[label] for label in _labels_of(dataset, e))} {e.part}"
+        for e in dataset.examples
+    )
     print_ = images.digest("\n".join(lines).encode())
     return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_, dataset.findings)
+
+
+def _labels_of(dataset: Dataset, example: Example) -> tuple[int, ...]:
+    return example.labels if dataset.multi_label else (example.label,)
 
 
 def check(dataset: Dataset) -> None:
     """Raise DataError unless there are two classes of two training images each; lists every reason."""
     judging = _judging({e.part for e in dataset.examples})
     # Copies of one image are one: what is left out could not be told from what is kept.
-    counts = Counter(label for label, _ in {(e.label, e.digest) for e in dataset.examples if e.part != judging})
+    training = [(label, e.digest) for e in dataset.examples if e.part != judging
+                for label in _labels_of(dataset, e)]  # fmt: skip
+    counts = Counter(label for label, _ in set(training))
     problems = []
     if len(dataset.classes) < 2:
         found = f" (only {dataset.classes[0]!r})" if dataset.classes else ""
         problems.append(f"at least two classes are needed, {len(dataset.classes)} found{found}")
-    files = Counter(e.label for e in dataset.examples if e.part != judging)
+    files = Counter(label for label, _ in training)
     problems += [
         f"class {name!r} has {counts[i]} usable training image{'' if counts[i] == 1 else 's'}, at least two are needed"
         + (" (copies of one count once)" if files[i] > counts[i] else "")
@@ -233,7 +231,7 @@ def check(dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.root}: cannot be learnt from:\n  "
             + "\n  ".join(problems)
-            + "\nExpected one folder per class with its images inside."
+            + "\nExpected one folder per class with its images inside, or a table of images and labels."
             + _fault_lines(dataset.faults)
         )
 
@@ -246,105 +244,37 @@ def _fault_lines(faults: Sequence[Fault], most: int = 10) -> str:
     return "\n".join([f"\nLeft out ({len(faults)}):", *shown, *more])
 
 
-def _listed(root: Path) -> tuple[list[_File], list[Fault], str]:
-    """Every file below `root` with the label and part of its folder, in a stable order."""
-    folders = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.name)
-    parts = {p: _PARTS[p.name.lower()] for p in folders if p.name.lower() in _PARTS}
-    split = "train" in parts.values() and any(c.is_dir() and not _hidden(c) for p in parts for c in p.iterdir())
-    files: list[_File] = []
-    faults: list[Fault] = []
-    for entry in sorted(root.iterdir(), key=lambda p: p.name):
-        name = entry.name
-        if _hidden(entry):
-            faults.append(Fault(name, "hidden", "hidden and system files are not data"))
-        elif not entry.is_dir():
-            faults.append(Fault(name, "outside any class", "a file's class is the folder it lies in"))
-        elif split and entry not in parts:
-            faults.append(Fault(name, "outside any part", f"beside {', '.join(sorted(p.name for p in parts))}"))
-        elif split:
-            if not any(child.is_dir() and not _hidden(child) for child in entry.iterdir()):
-                faults.append(Fault(name, "empty folder", "no class folder in it"))
-            for child in sorted(entry.iterdir(), key=lambda p: p.name):
-                relative = child.relative_to(root).as_posix()
-                if _hidden(child):
-                    faults.append(Fault(relative, "hidden", "hidden and system files are not data"))
-                elif not child.is_dir():
-                    faults.append(Fault(relative, "outside any class", "a file's class is the folder it lies in"))
-                else:
-                    _list_class(root, child, child.name, parts[entry], files, faults)
-        else:
-            _list_class(root, entry, name, "train", files, faults)
-    layout = "/, ".join(p.name for p in sorted(parts)) + "/ folders" if split else "a folder per class"
-    return files, faults, layout
-
-
-def _list_class(root: Path, folder: Path, label: str, part: Part, files: list[_File], faults: list[Fault]) -> None:
-    before = len(files)
-    for path in _walk(folder):
-        relative = path.relative_to(root).as_posix()
-        if any(_hidden(p) for p in [path, *path.relative_to(folder).parents][:-1]) or _hidden(path):
-            faults.append(Fault(relative, "hidden", "hidden and system files are not data"))
-        elif not _is_text(relative):
-            faults.append(Fault(_as_text(relative), "unreadable", "its name is no UTF-8 text; rename it"))
-        else:
-            files.append(_File(path, relative, label, part))
-    if len(files) == before:
-        faults.append(Fault(folder.relative_to(root).as_posix(), "empty folder", "no files in it"))
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written down; names from old archives may hold bytes that are no letters."""
-    return _as_text(name) == name
-
-
-def _as_text(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, sorted; linked folders are followed, each real folder once."""
-    seen: set[str] = set()
-    for top, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(top)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield from (Path(top) / name for name in sorted(names))
+_Seen = tuple[Item, str, FileFacts]  # a usable image, the digest of its content, what it says of itself
 
 
 def _usable(
-    files: list[_File], *, decode: bool, sketches: Sketches | None, watch: Watch
+    root: str, items: Sequence[Item], *, decode: bool, sketches: Sketches | None, watch: Watch
 ) -> tuple[list[_Seen], list[Fault]]:
-    """Look at files in threads: the usable ones with their digests, and what is wrong with the others."""
+    """Look at images in threads: the usable ones with their digests, and what is wrong with the others."""
     good: list[_Seen] = []
     faults: list[Fault] = []
-    watch.begin("look", len(files))
-    groups = [files[i : i + TOGETHER] for i in range(0, len(files), TOGETHER)]
+    store = stores.opened(root)
+    watch.begin("look", len(items))
+    bundles = [items[i : i + TOGETHER] for i in range(0, len(items), TOGETHER)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        looks = pool.map(lambda group: [_looked_at(f, decode, sketches) for f in group], groups)
-        for group, looked in zip(groups, looks, strict=True):
-            for file, seen in zip(group, looked, strict=True):
+        looks = pool.map(lambda bundle: [_looked_at(store, item, decode, sketches) for item in bundle], bundles)
+        for bundle, looked in zip(bundles, looks, strict=True):
+            for item, seen in zip(bundle, looked, strict=True):
                 if isinstance(seen, Fault):
                     faults.append(seen)
                 else:
-                    good.append((file, *seen))
-            watch.advance(len(group))
+                    good.append((item, *seen))
+            watch.advance(len(bundle))
     watch.end()
     if sketches is not None:
         sketches.flush()
     return good, faults
 
 
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
-
-
-def _looked_at(file: _File, decode: bool, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:
-    """The digest of a usable file and what it says of itself, or what is wrong with it."""
+def _looked_at(store: Store, item: Item, decode: bool, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:
+    """The digest of a usable image and what it says of itself, or what is wrong with it."""
     try:
-        data = images.read_bytes(file.path)
+        data = store.read(item.path)
         digest = images.digest(data)
         if sketches is None:
             return digest, images.look(data, decode=decode)
@@ -353,47 +283,68 @@ def _looked_at(file: _File, decode: bool, sketches: Sketches | None) -> tuple[st
         return digest, facts
     except ImageError as error:
         kind = error.kind
-        if kind == "not an image" and file.path.suffix.lower() in _IMAGE_SUFFIXES:
+        if kind == "not an image" and item.path.lower().endswith(listing.IMAGE_SUFFIXES):
             kind = "unreadable"  # it claims to be one
-        return Fault(file.relative, kind, error.detail)
+        return Fault(item.path, kind, error.detail + (f"; {item.row}" if item.row else ""))
 
 
-def _labelled(root: Path, layout: str, seen: list[_Seen], faults: list[Fault]) -> Dataset:
-    learnt = {file.label for file, *_ in seen if file.part != "test"}
+def _labelled(source: str, found: Listing, seen: list[_Seen], faults: list[Fault]) -> Dataset:
+    learnt = {name for item, *_ in seen if item.part != "test" for name in item.labels}
     # A test folder of unknown classes alone judges nothing.
-    judging = _judging({file.part for file, *_ in seen if file.part != "test" or file.label in learnt})
-    trained = {file.label for file, *_ in seen if file.part not in {"test", judging}}
+    judging = _judging({item.part for item, *_ in seen if item.part != "test" or learnt.issuperset(item.labels)})
+    trained = {name for item, *_ in seen if item.part not in {"test", judging} for name in item.labels}
     classes = tuple(sorted(trained))
     index = {name: i for i, name in enumerate(classes)}
-    locked = {digest for file, digest, _ in seen if file.part == judging}
-    examples: list[Example] = []
+    locked = {digest for item, digest, _ in seen if item.part == judging}
+    kept: list[_Seen] = []
     warnings: list[str] = []
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    for file, digest, file_facts in seen:
-        if file.label not in index:
-            meant = [name for name in classes if name.casefold().strip() == file.label.casefold().strip()]
+    labels_of: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for item, digest, facts in seen:
+        unknown = next((name for name in item.labels if name not in index), None)
+        if unknown is not None:
+            meant = [name for name in classes if name.casefold().strip() == unknown.casefold().strip()]
             perhaps = f"; {' or '.join(map(repr, meant))} is meant?" if meant else ""
-            faults.append(
-                Fault(file.relative, "class not in training", f"no training image of {file.label!r}{perhaps}")
-            )
-        elif file.part != judging and digest in locked:
+            faults.append(Fault(item.path, "class not in training", f"no training image of {unknown!r}{perhaps}"))
+        elif item.part != judging and digest in locked:
             kind = "also in test" if judging == "test" else "also in val"
-            faults.append(Fault(file.relative, kind, f"the same content lies in the {judging} folder"))
+            faults.append(Fault(item.path, kind, f"the same content lies in the {judging} {found.part_word}"))
         else:
-            examples.append(Example(file.relative, index[file.label], file.part, digest, facts=file_facts))
-            labels_of[digest].add(file.label)
-    copies = len(examples) - len(labels_of)
+            kept.append((item, digest, facts))
+            labels_of[digest].add(item.labels)
+    copies = len(kept) - len(labels_of)
     if copies:
         warnings.append(f"{copies} images have the very same content as another; copies are kept on one side.")
-    torn = [names for names in labels_of.values() if len(names) > 1]
+    torn = [sorted(" + ".join(names) or "no label" for names in sets) for sets in labels_of.values() if len(sets) > 1]
     if torn:
+        lie = "have different labels" if found.several else "lie in more than one class"
         warnings.append(
-            f"{len(torn)} images lie in more than one class, for example in {' and '.join(sorted(torn[0]))};"
+            f"{len(torn)} images {lie}, for example in {' and '.join(torn[0])};"
             " at most one of these labels can be right."
         )
-    dataset = Dataset(str(root), layout, classes, tuple(examples), tuple(faults), tuple(warnings))
+    examples = _examples(kept, index, found.several)
+    dataset = Dataset(found.root, found.layout, classes, examples, tuple(faults), tuple(warnings), found.several)
     check(dataset)
     return dataset
+
+
+def _examples(seen: Sequence[_Seen], index: dict[str, int], several: bool) -> tuple[Example, ...]:
+    """Usable images as examples. Of several labels, the rarest stands for the image: it is the one that a split loses.
+
+    An image without any is of a class of its own, C, when images are drawn class by class.
+    """
+    if not several:
+        return tuple(
+            Example(item.path, index[item.labels[0]], item.part, digest, item.group, facts=facts)
+            for item, digest, facts in seen
+        )
+    counts = Counter(name for item, *_ in seen for name in item.labels)
+    return tuple(
+        Example(
+            item.path, min(((counts[name], index[name]) for name in item.labels), default=(0, len(index)))[1],
+            item.part, digest, item.group, tuple(sorted(index[name] for name in item.labels)), facts,
+        )
+        for item, digest, facts in seen
+    )  # fmt: skip
 
 
 def _judging(parts: set[Part]) -> Part | None:

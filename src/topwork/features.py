@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from topwork import engine, images, shards, thumbnails
+from topwork import engine, images, shards, stores, thumbnails
 from topwork.ahead import flow
 from topwork.engine import Engine, Pending
 from topwork.errors import ImageError
 from topwork.records import EngineFacts, Example, Fault, Preprocessing
 from topwork.sketches import Sketches, sketch
+from topwork.stores import Store
 from topwork.thumbnails import Thumbnails
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
@@ -69,7 +70,7 @@ class Features:
 
 def measure(
     backbones: Sequence[Backbone],
-    root: Path,
+    root: str | Path,
     examples: Sequence[Example],
     *,
     depths: Sequence[int | None] | None = None,
@@ -78,6 +79,7 @@ def measure(
 ) -> tuple[Features, ...]:
     """Features of all examples for each backbone, from the cache where they are, from one forward pass where not.
 
+    `root`: where the images lie (stores.opened).
     The passes of several backbones are made together: a file is read once, and decoded once for all that need it
     at one scale. Files that any of them cannot use come back as faults of all; their examples have no row, and
     the caller drops them (data.without) in the same order. Memory does not grow with the number of images.
@@ -86,7 +88,7 @@ def measure(
     """
     deep = [None] * len(backbones) if depths is None else list(depths)
     missing = [_missing(b, examples, _folder(cache, b), d) for b, d in zip(backbones, deep, strict=True)]
-    faults = _pass(backbones, root, examples, missing, cache, deep, watch) if any(missing) else {}
+    faults = _pass(backbones, stores.opened(str(root)), examples, missing, cache, deep, watch) if any(missing) else {}
     return tuple(
         _found(b, examples, _folder(cache, b), len(m - faults.keys()), faults, d)
         for b, m, d in zip(backbones, missing, deep, strict=True)
@@ -188,7 +190,7 @@ def key(backbone: Backbone) -> str:
 
 
 def _pass(
-    backbones: Sequence[Backbone], root: Path, examples: Sequence[Example], missing: Sequence[set[str]],
+    backbones: Sequence[Backbone], store: Store, examples: Sequence[Example], missing: Sequence[set[str]],
     cache: Path, depths: Sequence[int | None], watch: Watch,
 ) -> dict[str, Fault]:  # fmt: skip
     """Send images through every backbone that misses them, once, and append what each sees to a shard of its own.
@@ -204,7 +206,7 @@ def _pass(
 
     def prepared(example: Example) -> dict[int, _Prepared] | Fault:
         wanted = [i for i in at_work if example.digest in missing[i]]
-        found = _pixels(root / example.path, example, [backbones[i].preprocessing for i in wanted], kept, sketches)
+        found = _pixels(store, example, [backbones[i].preprocessing for i in wanted], kept, sketches)
         return found if isinstance(found, Fault) else dict(zip(wanted, found, strict=True))
 
     def work(group: _Group) -> list[tuple[int, list[Example], float, Pending]]:
@@ -224,7 +226,7 @@ def _pass(
         chosen = {
             i: engine.choose(
                 engines[i], len(missing[i]),
-                partial(_sample, root, kept, backbones[i], [e for e in todo if e.digest in missing[i]]),
+                partial(_sample, store, kept, backbones[i], [e for e in todo if e.digest in missing[i]]),
                 classifier=backbones[i].source_classes > 0, depth=depths[i], batch=batch, lanes=lanes,
                 home=cache / "engines" / key(backbones[i]),
             )
@@ -259,10 +261,10 @@ def _pass(
 
 
 def _sample(
-    root: Path, kept: Thumbnails, backbone: Backbone, examples: Sequence[Example]
+    store: Store, kept: Thumbnails, backbone: Backbone, examples: Sequence[Example]
 ) -> NDArray[np.uint8]:  # (b, h, w, 3)
     """The first few usable images, for the race; none where the first ones are broken."""
-    found = (_pixels(root / e.path, e, [backbone.preprocessing], kept) for e in examples[: 2 * engine.SAMPLE])
+    found = (_pixels(store, e, [backbone.preprocessing], kept) for e in examples[: 2 * engine.SAMPLE])
     pixels = [x[0].pixels for x in found if not isinstance(x, Fault)][: engine.SAMPLE]
     side = backbone.preprocessing.crop_px
     return np.stack(pixels) if pixels else np.zeros((0, side, side, 3), dtype=np.uint8)
@@ -280,13 +282,13 @@ _Group = list[tuple[Example, dict[int, _Prepared] | Fault]]
 
 
 def _pixels(
-    path: Path, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails,
+    store: Store, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails,
     sketches: Sketches | None = None,
 ) -> list[_Prepared] | Fault:  # fmt: skip
     """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale, sketched once."""
     try:
         start = time.perf_counter()
-        data = images.read_bytes(path)
+        data = store.read(example.path)
         if images.digest(data) != example.digest:
             raise ImageError("changed", "the file changed while topwork was reading the folder")
         read = time.perf_counter() - start

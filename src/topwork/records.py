@@ -7,7 +7,7 @@ Field by field: docs/run-json.md (a test holds the two together).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -109,7 +109,7 @@ class Example:
     """One labelled image: path relative to the root, index of its class, part, content digest."""
 
     path: str
-    label: int  # where an image may have several: the rarest of them, by which it is stratified
+    label: int  # where an image may have several: the rarest of them, by which it is stratified; C where it has none
     part: Part
     digest: str
     group: str = ""  # given by the user (patient, burst): images of one are never on two sides; "": none was
@@ -407,6 +407,17 @@ class ModelSize:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a table count. None (of labels: none): guessed, and then said."""
+
+    image: str | None = None  # of paths or bytes
+    labels: tuple[str, ...] = ()  # one; or several, each a class, with 0 or 1 in it
+    split: str | None = None
+    group: str | None = None
+    separator: str | None = None  # between several labels in one cell
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What a fit was asked for. None: measured, or the backbone's own."""
 
@@ -428,6 +439,7 @@ class Options:
     cache: str | None = None
     bursts: bool = True  # photos of one scene are found and kept on one side
     split: str | None = None  # an earlier run, whose parts and groups are taken
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True, slots=True)

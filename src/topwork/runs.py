@@ -101,8 +101,8 @@ def unfinished(target: Path) -> Options:
     return decode(file.read_bytes(), Options, where=str(file))
 
 
-def free_folder(source: Path, out: str | Path | None) -> Path:
-    """Where a run goes: `out`, or runs/NAME after the images' folder; never a folder that exists."""
+def free_folder(source: str, out: str | Path | None) -> Path:
+    """Where a run goes: `out`, or runs/NAME after the images' folder or table; never a folder that exists."""
     if out is not None:
         target = Path(out)
         if target.exists():
@@ -113,7 +113,12 @@ def free_folder(source: Path, out: str | Path | None) -> Path:
                 f" name another folder, or delete {waiting(target)}"
             )
         return target
-    name = source.resolve().name or "run"
+    path = Path(source)
+    if "://" in source:
+        path = Path(source.rpartition("://")[2])
+    elif path.is_dir():
+        path = path.resolve()
+    name = (path.name if path.is_dir() else path.stem) or "run"
     target, count = RUNS / name, 1
     while target.exists() or waiting(target).exists():
         count += 1

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from topwork import budget as budgets
-from topwork import data, faults, features, groups, memo, plan, sketches, splits, zoo
+from topwork import data, faults, features, groups, listing, memo, plan, sketches, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
 from topwork.measurement import Measured, cache_folder, inflated, keeps_scores, parted, probed, reach
 from topwork.records import CutScore, Dataset, Example, Fate, Grouped, Part, Plan, Standing
 from topwork.sketches import Sketches
+from topwork.splits import applied
 from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
@@ -140,8 +141,13 @@ class Survey:
 
 
 def measure(
-    folder: str | Path,
+    source: Any,
+    labels: Any = None,
+    groups: Any = None,
     *,
+    splits: Any = None,
+    image_column: str | None = None,
+    label_separator: str | None = None,
     backbone: str | Sequence[str] = zoo.EMBEDDED,
     weights: str | Path | None = None,
     size: int | Literal["auto"] | Sequence[int | Literal["auto"]] | None = None,
@@ -161,6 +167,7 @@ def measure(
 ) -> Survey:
     """Look at the data, pass every image through each backbone once, and score every cut of each.
 
+    `source`, `labels`, `groups`, `splits`, `image_column`, `label_separator`: as in workflow.fit.
     From LARGE images on, a sample passes first, and the others only up to the deepest cut that can still win.
 
     `backbone`: one name or several; "auto" stands for all whose weights are at hand. `weights`: a file, or a folder
@@ -178,13 +185,16 @@ def measure(
         raise UsageError(f"--delta {delta}: expected a share of accuracy from 0 to below 1, such as 0.01")
     if budget is not None:
         budgets.seconds(str(budget), 1.0)  # a wrong one is told now, not after the looking and loading
-    root, home, path = Path(folder), cache_folder(cache), None if weights is None else Path(weights)
+    source, columns = listing.given(
+        source, labels, groups, splits, image_column=image_column, label_separator=label_separator
+    )
+    home, path = cache_folder(cache), None if weights is None else Path(weights)
     wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in (*cuts, cut)))
     with clock.time("look"):
-        dataset = data.read_folder(root, watch=watch)
+        dataset = data.read(source, columns, watch=watch)
         given = dataset  # its parts are the user's own
         dataset = replace(dataset, findings=faults.before(dataset))
-        dataset, locked = data.lock(dataset, seed) if split is None else splits.applied(dataset, split)
+        dataset, locked = data.lock(dataset, seed) if split is None else applied(dataset, split)
     watch.show("data", dataset)
     watch.show("findings", dataset.findings)
     with clock.time("load"):
@@ -378,7 +388,7 @@ class _Race:
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""
-        depths, root = [c.depth for c in self.contenders], Path(dataset.root)
+        depths, root = [c.depth for c in self.contenders], dataset.root
         with self.clock.time("pass"):
             before = [
                 features.unseen(c.loaded, dataset.examples, depth=c.depth, cache=self.cache) for c in self.contenders

@@ -26,6 +26,7 @@ from PIL.features import version
 from topwork import files, images
 from topwork.errors import ImageError
 from topwork.records import Preprocessing
+from topwork.stores import Store
 
 RATE = 400e6
 """Bytes per second at which thumbnails are believed to be written, and read and checked: a SATA solid-state disk. What
@@ -55,7 +56,7 @@ class Thumbnails:
         self._names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         self._digests = {name.partition("-")[0] for name in self._names}
         # Of files seen by this object whose thumbnail is there: bytes and time of change, and the decoded size.
-        self._seen: dict[tuple[Path, str, int], tuple[tuple[int, int], tuple[int, int]]] = {}
+        self._seen: dict[tuple[str, str, int], tuple[tuple[int, int], tuple[int, int]]] = {}
         self._lock = threading.Lock()
         self._taken: int | None = None  # bytes on disk; counted when the first is written
         self._oldest: list[tuple[int, Path, int]] = []  # those from before: last use, path, bytes; the oldest last
@@ -77,18 +78,20 @@ class Thumbnails:
             self._keep(digest, size or images.decoded_size(data, preprocessing), image)
         return image
 
-    def decode_file(self, path: Path, digest: str, preprocessing: Preprocessing, *, uses: int = 0) -> Image.Image:
-        """The same for a file, which is not read where its thumbnail is there and it has not been touched since.
+    def decode_file(
+        self, store: Store, path: str, digest: str, preprocessing: Preprocessing, *, uses: int = 0
+    ) -> Image.Image:
+        """The same for a stored image, which is not read where its thumbnail is there and it was not touched since.
 
         Raises ImageError; "changed" where the file's content is no longer that of the digest.
         """
-        state, key = _state(path), (path, digest, preprocessing.resize_px)
+        state, key = store.state(path), (store.where(path), digest, preprocessing.resize_px)
         before = self._seen.get(key)
         if before is not None and before[0] == state:
             image = self._read(digest, before[1])
             if image is not None:
                 return image
-        data = images.read_bytes(path)
+        data = store.read(path)
         if images.digest(data) != digest:
             raise ImageError("changed", "its content is not what it was when topwork read the folder")
         image = self.decode(data, digest, preprocessing, uses=uses)

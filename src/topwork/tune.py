@@ -243,7 +243,7 @@ def _search(
 def _store(m: Measured, o: Options, cache: Path, rows: NDArray[np.int64]) -> activations.Store:
     examples = [m.dataset.examples[i] for i in rows]
     return activations.store(
-        m.backbone, features.key(m.backbone), Path(m.dataset.root), examples,
+        m.backbone, features.key(m.backbone), m.dataset.root, examples,
         augmentation=Augmentation(flip=o.flip), seed=o.seed, cache=cache,
     )  # fmt: skip
 

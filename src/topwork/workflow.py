@@ -1,26 +1,28 @@
-"""The story: from a folder of labelled images to a saved model, in the order it happens."""
+"""The story: from labelled images to a saved model, in the order it happens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import cleaned, data, evaluate, faults, head, model, plan, runs, survey, tune, zoo
-from topwork.errors import DataError, UsageError
+from topwork import cleaned, data, evaluate, faults, head, listing, model, plan, runs, stores, survey, tune, zoo
+from topwork.errors import DataError, ImageError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
     SCHEMA,
     Dataset,
+    Example,
     Fault,
     Metrics,
     ModelFacts,
@@ -40,8 +42,13 @@ STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
 
 
 def fit(
-    folder: str | Path,
+    source: Any,
+    labels: Any = None,
+    groups: Any = None,
     *,
+    splits: Any = None,
+    image_column: str | None = None,
+    label_separator: str | None = None,
     backbone: str | Sequence[str] = zoo.EMBEDDED,
     weights: str | Path | None = None,
     size: int | Literal["auto"] | Sequence[int | Literal["auto"]] | None = None,
@@ -64,7 +71,11 @@ def fit(
 ) -> Run:
     """Measure every cut of one or more pretrained backbones on labelled images, decide, train, judge and save.
 
-    `folder`: one folder per class, or train/ plus val/ and test/ of such. `backbone`: a name, several of them, or
+    `source`: a path or an address of folders per class (train/ plus val/ and test/ of such), of a table (CSV, TSV, JSON
+    Lines, Parquet) or of a Hugging Face folder; then `labels`, `groups`, `splits` and `image_column` name columns, and
+    `label_separator` splits several labels in one cell. Or images: a uint8 array (n, h, w), (n, h, w, 3) or
+    (n, h, w, 4), or a list of arrays, Pillow images, bytes and paths; then `labels`, `groups` and `splits` have one
+    entry for each. `backbone`: a name, several of them, or
     "auto" for all whose weights are at hand. `weights`: a file, or a folder of such. `size`: input sizes in px, or
     "auto" for the backbone's own and half of it.
     `strategy`: "head" trains new layers alone; "suffix" the kept layers from `unfreeze` on; "full" all of
@@ -77,25 +88,33 @@ def fit(
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
-    target = runs.free_folder(Path(folder), out)
+    source, columns = listing.given(
+        source, labels, groups, splits, image_column=image_column, label_separator=label_separator
+    )
+    target = runs.free_folder(source, out)
     options = Options(
-        _absolute(folder), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
+        _absolute(source), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
         tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
         None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
-        bursts, None if split is None else _absolute(split),
+        bursts, None if split is None else _absolute(split), columns,
     )  # fmt: skip
-    return _fit(options, target, Path(folder), watch)
+    return _fit(options, target, source, watch)
 
 
 def resume(run: str | Path, *, watch: Watch = SILENT) -> Run:
     """Go on with an interrupted fit from its last step, to the same result. Raises DataError where none waits."""
     options = runs.unfinished(Path(run))
-    return _fit(options, Path(run), Path(options.folder), watch)
+    return _fit(options, Path(run), options.folder, watch)
 
 
 def check(
-    folder: str | Path,
+    source: Any,
+    labels: Any = None,
+    groups: Any = None,
     *,
+    splits: Any = None,
+    image_column: str | None = None,
+    label_separator: str | None = None,
     fix: str | Path | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
@@ -103,13 +122,17 @@ def check(
 ) -> tuple[Dataset, str]:
     """Only look at the data, decoding every pixel: the dataset with its findings, and what its result would rest on.
 
-    `fix`: a new .csv or .parquet file for the cleaned list of images, which `fit` reads; no image is touched. Raises
-    UsageError where it exists or cannot be such a list, DataError where there is nothing to learn from.
+    `source` and what goes with it: as in fit. `fix`: a new .csv or .parquet file for the cleaned list of images, which
+    `fit` reads; no image is touched. Raises UsageError where it exists or cannot be such a list, DataError where there
+    is nothing to learn from.
     """
+    source, columns = listing.given(
+        source, labels, groups, splits, image_column=image_column, label_separator=label_separator
+    )
     if fix is not None:
         cleaned.allowed(Path(fix))  # before the decoding
     store = Sketches.under(cache_folder(cache))
-    dataset = data.read_folder(Path(folder), sketches=store, watch=watch)
+    dataset = data.read(source, columns, sketches=store, watch=watch)
     pixels, missing = store.get([e.digest for e in dataset.examples])
     found = faults.ranked((*faults.before(dataset), *faults.after(dataset, pixels, missing)))
     if fix is not None:
@@ -120,30 +143,58 @@ def check(
     return dataset, locked
 
 
-def judge(run: str | Path, folder: str | Path, *, watch: Watch = SILENT) -> tuple[Metrics, Dataset]:
-    """Evaluate a saved model on labelled images that it has not seen."""
+def judge(
+    run: str | Path,
+    source: Any,
+    labels: Any = None,
+    groups: Any = None,
+    *,
+    splits: Any = None,
+    image_column: str | None = None,
+    label_separator: str | None = None,
+    watch: Watch = SILENT,
+) -> tuple[Metrics, Dataset]:
+    """Evaluate a saved model on labelled images that it has not seen. `source` and what goes with it: as in fit."""
+    source, columns = listing.given(
+        source, labels, groups, splits, image_column=image_column, label_separator=label_separator
+    )
     loaded = model.load(Path(run))
-    held_out = data.read_held_out(Path(folder), loaded.classes, watch=watch)
+    held_out = data.read_held_out(source, loaded.classes, columns, watch=watch)
+    store = stores.opened(held_out.root)
+
+    def content(example: Example) -> bytes | ImageError:
+        try:
+            return store.read(example.path)
+        except ImageError as error:
+            return error
+
     watch.begin("predict", len(held_out.examples))
     logits, judged, unread = [], [], []
-    for start in range(0, len(held_out.examples), model.BATCH):
-        batch = held_out.examples[start : start + model.BATCH]
-        answers = loaded.predict([Path(folder) / e.path for e in batch])
-        for example, answer in zip(batch, answers, strict=True):
-            if answer.error is None:
-                logits.append([answer.probabilities[c] for c in loaded.classes])
-                judged.append(example)
-            else:
-                kind, _, detail = answer.error.partition(": ")
-                unread.append(Fault(example.path, kind, detail))
-        watch.advance(len(batch))
+    with ThreadPoolExecutor() as workers:
+        for start in range(0, len(held_out.examples), model.BATCH):
+            batch = held_out.examples[start : start + model.BATCH]
+            contents = list(workers.map(content, batch))
+            unread += [
+                Fault(e.path, c.kind, c.detail)
+                for e, c in zip(batch, contents, strict=True)
+                if isinstance(c, ImageError)
+            ]
+            there = [(e, c) for e, c in zip(batch, contents, strict=True) if not isinstance(c, ImageError)]
+            for (example, _), answer in zip(there, loaded.predict([c for _, c in there]), strict=True):
+                if answer.error is None:
+                    logits.append([answer.probabilities[c] for c in loaded.classes])
+                    judged.append(example)
+                else:
+                    kind, _, detail = answer.error.partition(": ")
+                    unread.append(Fault(example.path, kind, detail))
+            watch.advance(len(batch))
     watch.end()
     if not judged:
-        raise DataError(f"{folder}: none of its {len(held_out.examples)} images could be decoded")
+        raise DataError(f"{source}: none of its {len(held_out.examples)} images could be decoded")
     held_out = replace(held_out, examples=tuple(judged), faults=(*held_out.faults, *unread))
     metrics = evaluate.metrics(
         np.log(np.maximum(np.array(logits), 1e-12)), np.array([e.label for e in judged]), loaded.classes,
-        temperature=1.0, on=str(folder), independent=data.independent(judged),
+        temperature=1.0, on=source, independent=data.independent(judged),
     )  # fmt: skip
     return metrics, held_out
 
@@ -164,16 +215,17 @@ class _Outcome:
     scores: NDArray[np.float64]  # (len(rows), C) before the temperature
 
 
-def _fit(options: Options, target: Path, root: Path, watch: Watch) -> Run:
+def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
     clock, started, o = Clock(), time.perf_counter(), options
     _validate(o)
     with runs.resumable(target, o) as waiting:
         watch.show("target", target)
         several = o.several_depths and o.cut is None and o.strategy in {"auto", "head"}
         seen = survey.measure(
-            root, backbone=o.backbones, weights=o.weights, size=o.sizes, seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several,
-            bursts=o.bursts, split=o.split, watch=watch, clock=clock,
+            source, o.columns.labels, o.columns.group, splits=o.columns.split, image_column=o.columns.image,
+            label_separator=o.columns.separator, backbone=o.backbones, weights=o.weights, size=o.sizes,
+            seed=o.seed, delta=o.delta, balance=o.balance, cache=o.cache, budget=o.budget, cuts=(o.unfreeze,),
+            cut=o.cut, several_depths=several, bursts=o.bursts, split=o.split, watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
             one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
@@ -338,4 +390,4 @@ def _saved(
 
 
 def _absolute(path: str | Path) -> str:
-    return str(Path(path).absolute())
+    return str(path) if stores.is_url(str(path)) else str(Path(path).absolute())
