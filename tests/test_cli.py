@@ -221,6 +221,7 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
         "folder": str(finished.folder), "backbones": ("efficientnet_lite0",), "weights": None, "sizes": (SIZE_PX,),
         "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
         "balance": True, "several_depths": False, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
+        "columns": {"image": None, "labels": (), "split": None, "group": None, "separator": None},
     }  # fmt: skip
     assert topwork.load_run("mine").plan.cut == "blocks.1.0"
 
@@ -621,7 +622,7 @@ def test_evaluate_lists_what_could_not_be_decoded(
 def test_check_lists_every_fault(call: Call, photos: Path, damaged_png: bytes) -> None:
     faults = {
         "bark/.hidden.png": "hidden",
-        "bark/cut.png": "unreadable",
+        "bark/cut.png": "truncated",
         "bark/empty.png": "empty",
         "sand/notes.txt": "not an image",
         "moss": "empty folder",
@@ -632,14 +633,54 @@ def test_check_lists_every_fault(call: Call, photos: Path, damaged_png: bytes) -
         (photos / name).write_bytes(damaged_png if name == "bark/cut.png" else b"" if "empty" in name else b"text")
     said = call("check", photos)
     assert said.code == 0
-    assert f"{len(faults)} left out" in said.out
-    for name in faults:
-        assert re.search(rf"^ +{re.escape(name)} +\S", said.out, re.MULTILINE), name
+    for name, kind in faults.items():
+        assert re.search(
+            rf"^ +(Fault|Warning|Note)  {kind}: 1 left out: \S.*\n(.*\n)? +{re.escape(name)}$", said.out, re.M
+        ), name
     assert "Ready" in said.out
     got = one_object(call("check", photos, "--json").out)
     assert {f["path"] for f in got["faults"]} == faults.keys()
     assert all(f["kind"] and f["detail"] for f in got["faults"])
     assert got["locked"] == "out-of-sample"
+
+
+def test_check_groups_what_it_finds_the_most_severe_first(call: Call, photos: Path) -> None:
+    data = (photos / "bark" / "000.png").read_bytes()
+    (photos / "sand" / "copy.jpg").write_bytes(data)
+    said = call("check", photos)
+    torn, suffix = said.words.index("Fault contradicting labels"), said.words.index("Note wrong suffix")
+    assert torn < suffix
+    assert "bark/000.png" in said.words[torn:suffix]
+    found = one_object(call("check", photos, "--json").out)["findings"]
+    assert {(f["kind"], f["severity"]) for f in found} >= {("contradicting labels", "fault"), ("wrong suffix", "note")}
+
+
+def test_check_strict_ends_with_its_own_code(call: Call, make_photos: WritePhotos) -> None:
+    photos = make_photos(Path("good"), per_class=12)
+    assert call("check", photos, "--strict").code == 0
+    (photos / "bark" / "empty.png").touch()
+    assert call("check", photos).code == 0
+    assert call("check", photos, "--strict").code == 5
+    assert call("check", photos, "--strict", "--json").code == 5
+
+
+def test_check_writes_a_cleaned_list_once(call: Call, photos: Path) -> None:
+    (photos / "bark" / "empty.png").touch()
+    said = call("check", photos, "--fix", "list.csv")
+    assert said.code == 0
+    assert "Cleaned list" in said.out
+    rows = Path("list.csv").read_text().splitlines()
+    assert rows[0] == "path,label"
+    assert len(rows) == 25
+    for arguments, expected in (
+        (["--fix", "list.csv"], "not overwritten"),
+        (["--fix", "list.txt"], ".csv or .parquet"),
+        (["--fix", "nowhere/list.csv"], "no folder"),
+    ):
+        wrong = call("check", photos, *arguments)
+        assert wrong.code == 2
+        assert expected in wrong.err + wrong.out
+    assert Path("list.csv").read_text().splitlines() == rows
 
 
 def test_check_says_what_the_result_will_rest_on(call: Call, make_photos: WritePhotos) -> None:

@@ -21,6 +21,7 @@ from conftest import Log, WritePhotos
 from topwork import data, images
 from topwork.errors import DataError
 from topwork.records import Dataset, Example, Fault, Part
+from topwork.sketches import Sketches
 
 Content = int | bytes
 """A number stands for the picture of that number; bytes are written as they are."""
@@ -186,7 +187,7 @@ def test_all_faults_are_listed_together(tmp_path: Path, damaged_png: bytes) -> N
     assert kinds(dataset) == expected
     assert paths(dataset) == {**{path: path[0] for path in TWO}, "a/inside.png": "a"}
     assert dataset.classes == ("a", "b")  # a folder without an image is no class
-    decoded = data.read_folder(tmp_path, decode=True)
+    decoded = data.read(tmp_path, sketches=Sketches.under(tmp_path.with_name("cache")))
     assert kinds(decoded) == {**expected, "a/inside.png": "truncated"}
     assert paths(decoded) == {path: path[0] for path in TWO}
 
@@ -199,7 +200,8 @@ def test_decoding_finds_all_that_looking_finds(tmp_path: Path, format: str) -> N
     """What `topwork check` calls good, `topwork fit` must take: a file cut anywhere in its last bytes."""
     whole = picture(9, format)
     root = write(tmp_path, {**TWO, **{f"a/less {n}.x": whole[:-n] for n in range(1, 25)}})
-    looked, decoded = kinds(data.read_folder(root)), kinds(data.read_folder(root, decode=True))
+    looked = kinds(data.read(root))
+    decoded = kinds(data.read(root, sketches=Sketches.under(tmp_path.with_name("cache"))))
     assert len(looked) >= 20
     assert looked.keys() <= decoded.keys()
 

@@ -31,7 +31,7 @@ from safetensors import safe_open
 import topwork
 from conftest import Finished, write_photos
 from test_architecture import HOUSE, arrows, rooms
-from topwork import cli, data, errors, listing
+from topwork import cli, data, errors, faults, listing
 from topwork.records import Augmentation, ModelFacts, Recipe, RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -255,12 +255,12 @@ def test_every_argument_stands_in_the_first_line_of_its_command(name: str) -> No
 
 
 def test_every_exit_code_is_documented_with_its_error() -> None:
-    """0, 1, 2 and 130 come from the command line itself, the others from the tree of errors."""
+    """0, 1, 2, 5 and 130 come from the command line itself, the others from the tree of errors."""
     rows = table(page("command-line.md"), "code", "error", "meaning")
     documented = {(int(row["code"]), name) for row in rows for name in names(row["error"])}
     raised = {(e.exit_code, n) for n, e in vars(errors).items() if isinstance(e, type) and hasattr(e, "exit_code")}
     assert documented == raised
-    assert {int(row["code"]) for row in rows} == {code for code, _ in raised} | {0, 1, 2, 130}
+    assert {int(row["code"]) for row in rows} == {code for code, _ in raised} | {0, 1, 2, cli.FOUND, 130}
 
 
 def test_every_environment_variable_is_documented() -> None:
@@ -542,6 +542,18 @@ def test_every_kind_of_fault_is_documented_and_no_other() -> None:
     documented = [names(row["kind"])[0] for row in rows]
     assert sorted(documented) == sorted(raised_kinds())
     assert all(row["meaning"] and row["what to do"] for row in rows)
+
+
+def test_every_finding_is_documented_with_its_severity_and_no_other() -> None:
+    rows = table(page("data.md"), "finding", "severity", "meaning", "what to do")
+    documented = {names(row["finding"])[0]: row["severity"] for row in rows}
+    made = {}
+    for node in ast.walk(ast.parse(inspect.getsource(faults))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"_finding", "Finding"}:
+            kind, severity = node.args[:2]
+            if isinstance(kind, ast.Constant) and isinstance(severity, ast.Constant):
+                made[kind.value] = severity.value
+    assert documented == made
 
 
 def test_every_name_of_a_part_is_documented() -> None:

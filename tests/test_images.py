@@ -211,7 +211,7 @@ def two_pictures(picture: Image.Image | Pixels) -> bytes:
 def test_look_does_not_decode(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_decoded", lambda image: pytest.fail("decoded"))
     data = two_pictures(noise(64, 48)) if format == "MPO" else encoded(noise(64, 48), format)
-    assert images.look(data) == FileFacts(format, "RGB", 48, 64, len(data))
+    assert images.look(data) == FileFacts(format, "RGB", 48, 64, len(data), frames=2 if format == "MPO" else 1)
     with pytest.raises(ImageError, match="damaged" if format == "WEBP" else "truncated"):
         images.look(data[: len(data) // 2])
 
@@ -368,7 +368,7 @@ def test_frame_equals_torchvisions_resize_and_centre_crop(
 def textbook(data: bytes, preprocessing: Preprocessing) -> Image.Image:
     """The slow way to upright RGB: everything turned by Pillow, three channels from the start, 16 bit by formula."""
     image = Image.open(BytesIO(data))
-    images._draft(image, preprocessing)
+    images._reduced(image, data, images.DRAFT_MARGIN * preprocessing.resize_px)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         return Image.fromarray(np.rint(np.clip(np.asarray(image) / 257, 0, 255)).astype(np.uint8)).convert("RGB")
@@ -462,7 +462,7 @@ def test_decoding_a_large_jpeg_at_reduced_scale_changes_little(mode: str) -> Non
     data = encoded(photo(1200, 1600).convert(mode), "JPEG", quality=90)
     preprocessing = plain(224, 256)
     with Image.open(BytesIO(data)) as drafted:
-        images._draft(drafted, preprocessing)
+        images._reduced(drafted, data, images.DRAFT_MARGIN * preprocessing.resize_px)
         assert drafted.size == (800, 600)  # at least twice the 256 px wanted
     with Image.open(BytesIO(data)) as picture:
         whole = images.load(picture, preprocessing)  # a Pillow picture is decoded in full

@@ -42,6 +42,9 @@ class Strategy(StrEnum):
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
+FOUND = 5
+"""Exit code of `check --strict` where a fault or a warning was found."""
+
 Images = typer.Argument(
     help="Images: one folder per class, or train/ plus val/ and test/ of such; a CSV, TSV, JSON Lines or Parquet table;"
     " a Hugging Face folder; or an address such as s3://...",
@@ -92,6 +95,14 @@ Sizes = Annotated[
         help="Input size in px (default: the backbone's own). Several may be given; auto: its own and half of it.",
     ),
 ]
+Bursts = Annotated[
+    bool,
+    typer.Option("--bursts/--no-bursts", help="Whether photos of one scene are looked for and kept on one side."),
+]
+Split = Annotated[
+    Path | None,
+    typer.Option("--split", metavar="RUN", help="Take the parts and groups of this earlier run (or split.parquet)."),
+]
 Balance = Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")]
 Budget = Annotated[
     str | None,
@@ -102,7 +113,8 @@ Budget = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="For the held-out part, the folds and the bootstrap.")]
 Delta = Annotated[float, typer.Option("--delta", help="Accuracy (0-1) that a cheaper cut may cost.")]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Where features are kept (default: TOPWORK_CACHE or the user's cache).")
+    Path | None,
+    typer.Option("--cache", help="Where what was computed is kept (default: TOPWORK_CACHE or the user's cache)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -174,6 +186,8 @@ def fit(
             "--several-depths/--one-depth", help="Whether the head may read more than one cut, where that is better."
         ),
     ] = True,
+    bursts: Bursts = True,
+    split: Split = None,
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
@@ -209,7 +223,8 @@ def fit(
             folder, label_column, group_column, splits=split_column, image_column=image_column,
             label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
             strategy=strategy.value, cut=cut, unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance,
-            several_depths=several_depths, budget=budget, delta=delta, seed=seed, out=out, cache=cache, watch=watch,
+            several_depths=several_depths, bursts=bursts, split=split, budget=budget, delta=delta, seed=seed, out=out,
+            cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -231,6 +246,8 @@ def plan(
     weights: Weights = None,
     size: Sizes = None,
     balance: Balance = False,
+    bursts: Bursts = True,
+    split: Split = None,
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
@@ -254,7 +271,8 @@ def plan(
     seen = survey.measure(
         folder, label_column, group_column, splits=split_column, image_column=image_column,
         label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
-        seed=seed, delta=delta, balance=balance, budget=budget, cache=cache, enough=not all_images, watch=watch,
+        seed=seed, delta=delta, balance=balance, bursts=bursts, split=split, budget=budget, cache=cache,
+        enough=not all_images, watch=watch,
     )  # fmt: skip
     decided = seen.plan(delta=delta)
     standings = seen.standings(decided)
@@ -263,7 +281,7 @@ def plan(
 
         pictures.write(picture, standings, decided)
     if json:
-        _print_json({"plan": decided, "backbones": standings})
+        _print_json({"plan": decided, "backbones": standings, "groups": seen.parted(decided)})
         return
     watch.show("standings", standings)
     watch.show("plan", decided)
@@ -291,22 +309,34 @@ def check(
     label_separator: LabelSeparator = None,
     split_column: SplitColumn = None,
     group_column: GroupColumn = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write the cleaned list of images: a new .csv or .parquet file."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help=f"Exit code {FOUND} where a fault or a warning was found.")
+    ] = False,
     seed: Seed = 0,
+    cache: Cache = None,
     json: Json = False,
 ) -> None:
-    """Only look at the data: decode every file, list what cannot be used and why."""
+    """Only look at the data: decode every file, list what cannot be used and what is wrong with the rest."""
     console, watch = _screen(json)
-    from topwork import data, terminal, workflow
+    from topwork import data, faults, terminal, workflow
 
     dataset, locked = workflow.check(
         folder, label_column, group_column, splits=split_column, image_column=image_column,
-        label_separator=label_separator, seed=seed, watch=watch,
+        label_separator=label_separator, fix=fix, seed=seed, cache=cache, watch=watch,
     )  # fmt: skip
+    out = faults.left_out(dataset.faults)
     if json:
         _print_json(data.facts(dataset, locked=locked, seed=seed))
-        return
-    terminal.dataset(console, dataset)
-    console.print(f"      Ready: the result will be measured {_on_what(locked)}.")
+    else:
+        terminal.dataset(console, dataset, left_out=False)
+        terminal.findings(console, faults.ranked((*out, *dataset.findings)))
+        console.print(f"      Ready: the result will be measured {_on_what(locked)}.")
+    if strict and any(f.severity != "note" for f in (*out, *dataset.findings)):
+        raise typer.Exit(FOUND)
 
 
 @app.command()

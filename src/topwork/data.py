@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from topwork import images, listing, statistics, stores
+from topwork import groups, images, listing, statistics, stores
 from topwork.errors import DataError, ImageError
 from topwork.listing import GUESSED, Item, Listing
 from topwork.records import ClassCount, Columns, DataFacts, Dataset, Example, Fault, FileFacts, Part
+from topwork.sketches import Sketches, sketch
 from topwork.stores import Store
 from topwork.watch import SILENT, Watch
 
@@ -26,26 +28,39 @@ LOCK_FROM = 2000
 """Images from which a part is locked for the result (method.md section 6): from here on a held-out
 fifth gives an interval under 2 points, and what is left is enough to choose by."""
 
+TOGETHER = 8
+"""Files that a thread looks at before it hands over: one by one, small ones take longer to hand over than to read."""
+
 LOCK_SHARE = 0.2
 LOCK_MIN_PER_CLASS = 10  # a class with fewer would be left with a test of one image
 
+LEAST_GROUPS = 2
+"""Groups of training images that a class keeps, whatever else is like its locked ones: each is predicted by the
+others."""
 
-def read(source: str | Path, columns: Columns = GUESSED, *, decode: bool = False, watch: Watch = SILENT) -> Dataset:
+
+def read(
+    source: str | Path, columns: Columns = GUESSED, *, decode: bool = False, sketches: Sketches | None = None,
+    watch: Watch = SILENT,
+) -> Dataset:  # fmt: skip
     """Look at every image that a source names or holds, with its labels.
 
     `source`: folders, a table, a packed file, or an address (docs/data.md). `columns`: which of a table's count.
-    `decode=True` decodes every pixel (topwork check); otherwise damage that only decoding shows is found later, in the
-    pass, and treated alike. Images with the very same content in training and test are left out of training. Raises
-    DataError where there is nothing to learn from, UsageError where the columns do not fit.
+    `decode=True` decodes every pixel, and so does a store of `sketches` (topwork check), into which goes what they look
+    like; otherwise damage that only decoding shows is found later, in the pass, and treated alike. Images with the
+    very same content in training and test are left out of training. Raises DataError where there is nothing to learn
+    from, UsageError where the columns do not fit.
     """
     found = listing.listed(str(source), columns)
-    good, faults = _usable(found.root, found.items, decode=decode, watch=watch)
+    good, faults = _usable(found.root, found.items, decode=decode, sketches=sketches, watch=watch)
     return _labelled(str(source), found, good, [*found.faults, *faults])
 
 
-def read_folder(root: Path, *, decode: bool = False, watch: Watch = SILENT) -> Dataset:
+def read_folder(
+    root: Path, *, decode: bool = False, sketches: Sketches | None = None, watch: Watch = SILENT
+) -> Dataset:
     """The same without columns."""
-    return read(root, decode=decode, watch=watch)
+    return read(root, decode=decode, sketches=sketches, watch=watch)
 
 
 def read_held_out(
@@ -64,7 +79,7 @@ def read_held_out(
     unknown = sorted({name for item in items for name in item.labels} - index.keys())
     faults += [Fault(name, "class unknown to the model", f"it knows {', '.join(classes)}") for name in unknown]
     items = [item for item in items if all(name in index for name in item.labels)]
-    good, more = _usable(found.root, items, decode=False, watch=watch)
+    good, more = _usable(found.root, items, decode=False, sketches=None, watch=watch)
     examples = _examples(
         [(replace(item, part="test"), digest, facts) for item, digest, facts in good], index, found.several
     )
@@ -95,27 +110,91 @@ def lock(dataset: Dataset, seed: int) -> tuple[Dataset, str]:
     """Set aside what the result is measured on; says what that is.
 
     A test folder is locked as it is; without one, a val folder is. Both given: val joins training.
-    Neither: from 2,000 images on a stratified fifth is held out, images of the same content
-    together; below, the result is out-of-sample over all images ("out-of-sample").
+    Neither: from 2,000 images on a stratified fifth is held out, images of the same content or
+    group together; below, the result is out-of-sample over all images ("out-of-sample").
     """
     parts = {e.part for e in dataset.examples}
     if "test" in parts:
         return _moved(dataset, {"val": "train"}), "test folder"
     if "val" in parts:
         return _moved(dataset, {"val": "test"}), "val folder"
-    contents = Counter(i for e in {e.digest: e for e in dataset.examples}.values() for i in dataset.labels_of(e))
+    index = groups.known(dataset.examples)
+    contents = Counter(_labels(dataset, index).values())
+    if dataset.multi_label:
+        pairs = zip(dataset.examples, index, strict=True)
+        contents = Counter(i for i, _ in {(i, g) for e, g in pairs for i in dataset.labels_of(e)})
     fewest = min(contents[i] for i in range(len(dataset.classes)))
     if len(dataset.examples) < LOCK_FROM or fewest < LOCK_MIN_PER_CLASS:
         return dataset, "out-of-sample"
-    chosen = _stratified(dataset, seed)
-    examples = tuple(replace(e, part="test") if e.digest in chosen else e for e in dataset.examples)
+    chosen = _stratified(dataset, index, seed)
+    examples = tuple(
+        replace(e, part="test") if g in chosen else e for e, g in zip(dataset.examples, index, strict=True)
+    )
     return replace(dataset, examples=examples), "held-out part"
 
 
+def one_side(dataset: Dataset, chosen_by: Collection[str], seed: int) -> tuple[Dataset, int]:
+    """Move images so that no group stands on both sides of a part that was drawn here; how many were moved.
+
+    `chosen_by`: digests of images that something was chosen by already: their groups join training. Of the other
+    groups, drawn in turn, each class has as many images locked as it had, as near as groups allow.
+    """
+    index = groups.known(dataset.examples)
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, g in enumerate(index):
+        members[int(g)].append(i)
+    torn = [m for m in members.values() if len({dataset.examples[i].part for i in m}) > 1]
+    if not torn:
+        return dataset, 0
+    mixed = {i for m in torn for i in m}
+    wanted = Counter(dataset.examples[i].label for i in mixed if dataset.examples[i].part == "test")
+    parts: dict[int, Part] = {}
+    for turn in np.random.default_rng(seed).permutation(len(torn)):
+        group = torn[turn]
+        label = dataset.examples[group[0]].label
+        free = not any(dataset.examples[i].digest in chosen_by for i in group)
+        locked = free and len(group) <= 2 * wanted[label]
+        wanted[label] -= len(group) if locked else 0
+        parts.update(dict.fromkeys(group, "test" if locked else "train"))
+    moved = sum(dataset.examples[i].part != part for i, part in parts.items())
+    examples = tuple(replace(e, part=parts.get(i, e.part)) for i, e in enumerate(dataset.examples))
+    return replace(dataset, examples=examples), moved
+
+
+def like_locked(dataset: Dataset, locked: str) -> tuple[tuple[Fault, ...], tuple[str, ...]]:
+    """Training images that belong together with locked ones, as faults; and warnings. `locked`: what is, in words.
+
+    A class that would be left with fewer than two groups keeps its images, which a warning says.
+    """
+    index = groups.known(dataset.examples)
+    first: dict[int, str] = {}
+    for e, g in zip(dataset.examples, index, strict=True):
+        if e.part == "test":
+            first.setdefault(int(g), e.path)
+    pairs = [(e, int(g)) for e, g in zip(dataset.examples, index, strict=True) if e.part == "train"]
+    left = Counter(label for label, _ in {(e.label, g) for e, g in pairs if g not in first})
+    kind = "nearly the same in val" if locked == "val folder" else "nearly the same in test"
+    faults = tuple(
+        Fault(e.path, kind, f"one picture or one scene with {first[g]}")
+        for e, g in pairs
+        if g in first and left[e.label] >= LEAST_GROUPS
+    )
+
+    def named(label: int) -> str:  # images without any of several labels are a class of their own
+        return dataset.classes[label] if label < len(dataset.classes) else "no label"
+
+    kept = Counter(named(e.label) for e, g in pairs if g in first and left[e.label] < LEAST_GROUPS)
+    warnings = tuple(
+        f"{n} training image{'' if n == 1 else 's'} of class {name!r} belong together with locked ones and stay: too"
+        " little else is there to learn from. The result is too good for this class."
+        for name, n in sorted(kept.items())
+    )
+    return faults, warnings
+
+
 def independent(examples: Sequence[Example]) -> float:
-    """How many independent images these are worth: copies of one content are no more than one."""
-    _, groups = np.unique([e.digest for e in examples], return_inverse=True)
-    return statistics.independent(groups, len(examples))
+    """How many independent images these are worth: those that belong together are no more than one."""
+    return statistics.independent(groups.known(examples), len(examples))
 
 
 def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
@@ -129,7 +208,7 @@ def facts(dataset: Dataset, *, locked: str, seed: int) -> DataFacts:
         f"{e.digest} {'|'.join(dataset.classes[i] for i in dataset.labels_of(e))} {e.part}" for e in dataset.examples
     )
     print_ = images.digest("\n".join(lines).encode())
-    return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_)
+    return DataFacts(dataset.root, dataset.layout, classes, dataset.faults, locked, seed, print_, dataset.findings)
 
 
 def check(dataset: Dataset) -> None:
@@ -169,34 +248,45 @@ def _fault_lines(faults: Sequence[Fault], most: int = 10) -> str:
 _Seen = tuple[Item, str, FileFacts]  # a usable image, the digest of its content, what it says of itself
 
 
-def _usable(root: str, items: Sequence[Item], *, decode: bool, watch: Watch) -> tuple[list[_Seen], list[Fault]]:
+def _usable(
+    root: str, items: Sequence[Item], *, decode: bool, sketches: Sketches | None, watch: Watch
+) -> tuple[list[_Seen], list[Fault]]:
     """Look at images in threads: the usable ones with their digests, and what is wrong with the others."""
     good: list[_Seen] = []
     faults: list[Fault] = []
     store = stores.opened(root)
     watch.begin("look", len(items))
+    bundles = [items[i : i + TOGETHER] for i in range(0, len(items), TOGETHER)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for item, seen in zip(items, pool.map(lambda i: _looked_at(store, i, decode), items), strict=True):
-            if isinstance(seen, Fault):
-                faults.append(seen)
-            else:
-                good.append((item, *seen))
-            watch.advance()
+        looks = pool.map(lambda bundle: [_looked_at(store, item, decode, sketches) for item in bundle], bundles)
+        for bundle, looked in zip(bundles, looks, strict=True):
+            for item, seen in zip(bundle, looked, strict=True):
+                if isinstance(seen, Fault):
+                    faults.append(seen)
+                else:
+                    good.append((item, *seen))
+            watch.advance(len(bundle))
     watch.end()
+    if sketches is not None:
+        sketches.flush()
     return good, faults
 
 
-def _looked_at(store: Store, item: Item, decode: bool) -> tuple[str, FileFacts] | Fault:
+def _looked_at(store: Store, item: Item, decode: bool, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:
     """The digest of a usable image and what it says of itself, or what is wrong with it."""
     try:
         data = store.read(item.path)
-        facts = images.look(data, decode=decode)
+        digest = images.digest(data)
+        if sketches is None:
+            return digest, images.look(data, decode=decode)
+        facts, image = images.sight(data)
+        sketches.put(digest, sketch(image))
+        return digest, facts
     except ImageError as error:
         kind = error.kind
         if kind == "not an image" and item.path.lower().endswith(listing.IMAGE_SUFFIXES):
             kind = "unreadable"  # it claims to be one
         return Fault(item.path, kind, error.detail + (f"; {item.row}" if item.row else ""))
-    return images.digest(data), facts
 
 
 def _labelled(source: str, found: Listing, seen: list[_Seen], faults: list[Fault]) -> Dataset:
@@ -213,7 +303,9 @@ def _labelled(source: str, found: Listing, seen: list[_Seen], faults: list[Fault
     for item, digest, facts in seen:
         unknown = next((name for name in item.labels if name not in index), None)
         if unknown is not None:
-            faults.append(Fault(item.path, "class not in training", f"no training image of {unknown!r}"))
+            meant = [name for name in classes if name.casefold().strip() == unknown.casefold().strip()]
+            perhaps = f"; {' or '.join(map(repr, meant))} is meant?" if meant else ""
+            faults.append(Fault(item.path, "class not in training", f"no training image of {unknown!r}{perhaps}"))
         elif item.part != judging and digest in locked:
             kind = "also in test" if judging == "test" else "also in val"
             faults.append(Fault(item.path, kind, f"the same content lies in the {judging} {found.part_word}"))
@@ -265,16 +357,24 @@ def _moved(dataset: Dataset, moves: dict[Part, Part]) -> Dataset:
     return replace(dataset, examples=tuple(replace(e, part=moves.get(e.part, e.part)) for e in dataset.examples))
 
 
-def _stratified(dataset: Dataset, seed: int) -> set[str]:
-    """Digests of a fifth of the images, class by class."""
+def _labels(dataset: Dataset, index: NDArray[np.int64]) -> dict[int, int]:
+    """The class that each group counts for: where copies contradict each other, the last one's."""
+    return {int(g): e.label for e, g in zip(dataset.examples, index, strict=True)}
+
+
+def _stratified(dataset: Dataset, index: NDArray[np.int64], seed: int) -> set[int]:
+    """A fifth of the groups, class by class; the same one whatever the order of the files."""
     from sklearn.model_selection import train_test_split  # noqa: PLC0415 (1.6 s to import)
 
-    label_of = {e.digest: e.label for e in dataset.examples}
-    digests = sorted(label_of)
-    labels = [label_of[d] for d in digests]
+    name: dict[int, str] = {}
+    for e, g in zip(dataset.examples, index, strict=True):
+        name[int(g)] = min(e.digest, name.get(int(g), e.digest))
+    label_of = _labels(dataset, index)
+    order = sorted(name, key=lambda g: name[g])
+    labels = [label_of[g] for g in order]
     if dataset.multi_label:  # the rarest label of each image: few images may be left to a frequent one
         counts = Counter(labels)
         (most, _), *_ = counts.most_common(1)
         labels = [i if counts[i] >= LOCK_MIN_PER_CLASS else most for i in labels]
-    _, chosen = train_test_split(digests, test_size=LOCK_SHARE, random_state=seed, stratify=labels)
+    _, chosen = train_test_split(order, test_size=LOCK_SHARE, random_state=seed, stratify=labels)
     return set(chosen)

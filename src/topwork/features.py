@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from topwork.ahead import flow
 from topwork.engine import Engine, Pending
 from topwork.errors import ImageError
 from topwork.records import EngineFacts, Example, Fault, Preprocessing
+from topwork.sketches import Sketches, sketch
 from topwork.stores import Store
 from topwork.thumbnails import Thumbnails
 from topwork.watch import SILENT, Watch
@@ -34,7 +35,7 @@ BATCH = 8
 a batch takes."""
 
 BATCH_GPU = 64
-_FORMAT = "1"  # of the shards; part of the key
+_FORMAT = "2"  # of the shards, and of what images.decode makes of a file's bytes; part of the key
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Features:
         """The same without a place in memory: what is looked at is read from the shards, each time."""
         places = self._places if rows is None else self._places[rows]
         return shards.Rows(self._shards, places, k, self.widths[k])
+
+    def of(self, rows: NDArray[np.int64]) -> Features:
+        """Those of these images alone; what the pass took stays what it was."""
+        return replace(self, logits=None if self.logits is None else self.logits[rows], _places=self._places[rows])
 
 
 def measure(
@@ -200,12 +205,12 @@ def _pass(
     at_work = [i for i, m in enumerate(missing) if m]
     engines = {i: Engine(backbones[i].chain.segments, backbones[i].preprocessing) for i in at_work}
     on = engines[at_work[0]].device
-    kept = thumbnails.under(cache)
+    kept, sketches = thumbnails.under(cache), Sketches.under(cache)
     batch = BATCH if on.type == "cpu" else BATCH_GPU
 
     def prepared(example: Example) -> dict[int, _Prepared] | Fault:
         wanted = [i for i in at_work if example.digest in missing[i]]
-        found = _pixels(store, example, [backbones[i].preprocessing for i in wanted], kept)
+        found = _pixels(store, example, [backbones[i].preprocessing for i in wanted], kept, sketches)
         return found if isinstance(found, Fault) else dict(zip(wanted, found, strict=True))
 
     def work(group: _Group) -> list[tuple[int, list[Example], float, Pending]]:
@@ -255,6 +260,7 @@ def _pass(
                     writers[i].append(digests, rows, scale * decode, scale * seen.seconds)
                 watch.advance(sum(e.digest in missing[i] for e, _ in group))
     watch.end()
+    sketches.flush()
     return faults
 
 
@@ -280,9 +286,10 @@ _Group = list[tuple[Example, dict[int, _Prepared] | Fault]]
 
 
 def _pixels(
-    store: Store, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails
-) -> list[_Prepared] | Fault:
-    """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale."""
+    store: Store, example: Example, preprocessings: Sequence[Preprocessing], kept: Thumbnails,
+    sketches: Sketches | None = None,
+) -> list[_Prepared] | Fault:  # fmt: skip
+    """One image for each preprocessing, or what is wrong with it; read once, decoded once per scale, sketched once."""
     try:
         start = time.perf_counter()
         data = store.read(example.path)
@@ -301,6 +308,8 @@ def _pixels(
                 image = kept.decode(data, example.digest, p)
                 decoded[scale] = image, time.perf_counter() - start
             image, seconds = decoded[scale]
+            if sketches is not None and example.digest not in sketches:
+                sketches.put(example.digest, sketch(image))
             start = time.perf_counter()
             pixels = images.frame(image, p)
             framed[frame] = _Prepared(pixels, read + seconds + time.perf_counter() - start)

@@ -8,15 +8,19 @@ the normalisation belong to the network (engine.py, model.py), so that no two pa
 from __future__ import annotations
 
 import hashlib
+import importlib
 import stat
 import threading
 import warnings
+import zlib
+from collections import OrderedDict
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, features
 
 from topwork.errors import ImageError
 from topwork.records import FileFacts, Preprocessing
@@ -31,9 +35,25 @@ DRAFT_MARGIN = 2
 """A JPEG is decoded at reduced scale only while both sides keep this many times the resize target:
 the resize then still filters from twice the pixels it needs (tests/test_images.py pins the difference)."""
 
+SIGHT_PX = 64
+"""Pixels of the shorter side at which a picture that is only looked at is decoded: four for each of a sketch."""
+
 FULL_RANGE_16 = 257.0
 """65535 / 255. 16-bit grey is scaled by its type's full range, not by its content: two files of one
 scanner must stay comparable, and training and prediction must agree on a file alone."""
+
+MAX_PROFILE_BYTES = 8 * 2**20
+"""Colour profiles above this size are ignored: those of printing presses, the largest in use, have up to 3 MB."""
+
+PROFILES = 64
+"""Profiles whose transforms are kept: one camera writes the same one into all its photos."""
+
+SAME_COLOURS = 1
+"""Grey levels within which a profile is taken for sRGB itself: then the pixels stay as they are stored. The sRGB
+profiles in use differ from each other by no more."""
+
+MAX_CAMERA = 80
+"""Letters of a camera's name that are kept: EXIF allows 64 kB of them."""
 
 _GREY_16 = np.rint(np.arange(2**16) / FULL_RANGE_16).astype(np.uint8)  # looked up: half the time of the formula
 
@@ -44,9 +64,18 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _JPEGS = {"JPEG", "MPO"}  # a telephone's .jpg often holds a second picture (depth, gain map): Pillow's MPO
+_WALKED = {"GIF", "TIFF"}
 Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 """What may stand for one image: encoded bytes, a path, a Pillow image or a uint8 array."""
 
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_PROGRAMS = {"EPS"}  # PostScript: Pillow would hand it to an interpreter
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # what a profile calls the colours of a mode
+_Way = ImageCms.ImageCmsTransform | tuple[list[int], ...] | None  # a transform, or a table for each channel
+_profiles: OrderedDict[str, _Way] = OrderedDict()  # by mode and digest; None: as it is
+_profiling = threading.Lock()
 _opening = threading.Lock()  # warnings.catch_warnings is not thread-safe; opening reads only the header
 
 
@@ -82,8 +111,30 @@ def look(data: bytes, *, decode: bool = False) -> FileFacts:
     broken or missing chunk, WebP shorter than it says) without decoding; `decode=True` decodes every pixel. Formats
     other than these carry no such mark and are always decoded.
     """
+    if decode:
+        return sight(data)[0]
+    facts, image = _looked(data)
+    if facts.format not in {*_JPEGS, "PNG", "WEBP"}:  # opening finds a WebP that ends early
+        _decoded(image)
+    return facts
+
+
+def sight(data: bytes) -> tuple[FileFacts, Image.Image]:
+    """What a file is and how it looks: decoded whole, upright RGB or L. Raises ImageError.
+
+    A large JPEG is read to its end, and only its pixels are computed at a reduced scale: what is broken shows all the
+    same, in the stream of coefficients.
+    """
+    facts, image = _looked(data)
+    if facts.format == "PNG":
+        image = _open(data)  # verify leaves an image that cannot be decoded
+    return facts, upright(_inks(_decoded(_reduced(image, data, SIGHT_PX), data)))
+
+
+def _looked(data: bytes) -> tuple[FileFacts, Image.Image]:
+    """What can be said of a file without decoding it."""
     image = _open(data)
-    facts = FileFacts(image.format or "?", image.mode, image.width, image.height, len(data))
+    facts = _facts(image, data)
     if facts.format in _JPEGS and not _jpeg_ends(data):
         raise ImageError("truncated", "the JPEG data stops before its end marker")
     if facts.format == "PNG":
@@ -91,11 +142,7 @@ def look(data: bytes, *, decode: bool = False) -> FileFacts:
             image.verify()
         except Exception as error:  # Pillow's plugins raise a dozen types on broken files
             raise ImageError("truncated", _reason(error)) from error
-        if decode:
-            image = _open(data)  # verify leaves an image that cannot be decoded
-    if decode or facts.format not in {*_JPEGS, "PNG", "WEBP"}:  # opening finds a WebP that ends early
-        _decoded(image)
-    return facts
+    return facts, image
 
 
 def load(
@@ -118,15 +165,12 @@ def decode(source: Source, preprocessing: Preprocessing) -> Image.Image:
     if isinstance(source, (str, Path)):
         source = read_bytes(Path(source))
     if isinstance(source, bytes):
-        image = _open(source)
-        _draft(image, preprocessing)
-        if image.format in _JPEGS:  # in one piece: every piece waits for the interpreter's lock anew
-            image.decodermaxblock = len(source)  # type: ignore[attr-defined]
+        image = _decoded(_reduced(_open(source), source, DRAFT_MARGIN * preprocessing.resize_px), source)
     elif isinstance(source, np.ndarray):
         image = _from_array(source)
     else:
-        image = _decoded(source).copy()  # the caller's image stays as it is
-    return upright(_decoded(image))
+        image = _inks(_decoded(source)).copy()  # the caller's image stays as it is
+    return upright(_inks(_decoded(image)))
 
 
 def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -134,40 +178,142 @@ def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
 
     Preprocessings of one decoded size share one decoding, to the very same pixels. Raises ImageError.
     """
-    image = _open(data)
-    _draft(image, preprocessing)
-    return image.size
+    return _reduced(_open(data), data, DRAFT_MARGIN * preprocessing.resize_px).size
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Bring any Pillow mode to upright 8-bit RGB; or to L, a third of the work, where all channels would be one.
+    """Bring any Pillow mode to upright 8-bit sRGB; or to L, a third of the work, where all channels would be one.
 
-    Orientation from EXIF; alpha (also a palette's) over white; 16-bit grey by its full range;
-    32-bit integers are taken for 16-bit values, as scanners and microscopes store them; floats
-    count as 0..1 where they stay within it, else as 0..255.
+    Orientation from EXIF; an embedded colour profile is applied; alpha (also a palette's) over white; 16-bit grey by
+    its full range; 32-bit integers are taken for 16-bit values, as scanners and microscopes store them; floats count
+    as 0..1 where they stay within it, else as 0..255. Raises ImageError where Pillow knows no way to RGB.
     """
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):  # else it would be copied for nothing
             image = ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about orientation; the pixels are fine
         image.getexif().clear()
-    mode = image.mode
+    mode, profile = image.mode, image.info.get("icc_profile")
     if mode in {"RGB", "L"} and "transparency" not in image.info:
-        return image
+        return _managed(image, profile)
     if mode.startswith("I"):
         values = np.asarray(image)
-        return Image.fromarray(_GREY_16.take(values if values.itemsize == 2 else values.clip(0, 2**16 - 1)))
+        wide = values if values.itemsize == 2 else values.clip(0, 2**16 - 1)
+        return _managed(Image.fromarray(_GREY_16.take(wide)), profile)
     if mode == "F":
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
         scale = 255.0 if grey.size and grey.min() >= 0 and grey.max() <= 1 else 1.0
         return Image.fromarray(np.rint(np.clip(grey * scale, 0, 255)).astype(np.uint8))
+    try:
+        return _converted(image, profile)
+    except (ValueError, ImageCms.PyCMSError) as error:  # a conversion that Pillow does not know
+        raise ImageError("damaged", _reason(error)) from error
+
+
+def _converted(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB or L of the modes that Pillow converts."""
+    mode = image.mode
     if mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-        # RGBa and La (premultiplied) know no direct way to RGBA but through their own family.
-        opaque = image.convert("RGBA") if mode != "La" else image.convert("LA").convert("RGBA")
-        canvas = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-        canvas.alpha_composite(opaque)
-        return canvas.convert("RGB")
-    return image.convert("L" if mode == "1" else "RGB")
+        return _over_white(image, profile)
+    if mode == "LAB" and image.width and image.height:
+        return _from_lab(image)
+    managed = _managed(image, profile) if mode == "CMYK" else image
+    if managed is not image:
+        return managed
+    return _managed(image.convert("L" if mode == "1" else "RGB"), profile if mode == "P" else None)
+
+
+def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The colours over white by their alpha; the profile is of the colours, not of what they become over white."""
+    # RGBa and La (premultiplied) know no direct way to RGBA but through their own family.
+    opaque = image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA")
+    if profile:
+        # A grey profile fits no RGB: it is applied to one of three channels that are alike.
+        colours = opaque.getchannel("R") if image.mode in {"L", "LA", "La"} else opaque.convert("RGB")
+        managed = _managed(colours, profile)
+        if managed is not colours:
+            alpha = opaque.getchannel("A")
+            opaque = managed.convert("RGBA")
+            opaque.putalpha(alpha)
+    canvas = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+    canvas.alpha_composite(opaque)
+    return canvas.convert("RGB")
+
+
+def _managed(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB, L or CMYK brought to sRGB by its profile: RGB or L; or the very same image where there is nothing to do."""
+    if not profile or len(profile) > MAX_PROFILE_BYTES or not image.width or not image.height:
+        return image
+    way = _way(image.mode, profile)
+    if way is None:
+        return image
+    if isinstance(way, tuple):
+        channels = [image.point(table) for table in way]
+        return channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
+    result = Image.new("RGB", image.size)
+    way.apply(image, result)
+    result.info.pop("icc_profile", None)  # it is sRGB now, which is what no profile means
+    return result
+
+
+def _way(mode: str, profile: bytes) -> _Way:
+    """From a profile to sRGB; None where it is broken, of other colours than the image, or sRGB itself."""
+    key = f"{mode} {digest(profile)}"
+    with _profiling:
+        if key in _profiles:
+            _profiles.move_to_end(key)
+            return _profiles[key]
+    found = _built(mode, profile)
+    with _profiling:
+        _profiles[key] = found
+        while len(_profiles) > PROFILES:
+            _profiles.popitem(last=False)
+    return found
+
+
+def _built(mode: str, profile: bytes) -> _Way:
+    try:
+        given = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if given.profile.xcolor_space.strip() != _SPACES[mode]:
+            return None
+        # Threads share it. What littlecms optimises is off by 10 levels in dark greys: each grey is asked for once.
+        flags = ImageCms.Flags.NOCACHE | (ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE)
+        way = ImageCms.buildTransform(
+            given, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL, flags
+        )
+        if mode == "CMYK":
+            return way
+        steps = np.arange(0, 256, 17 if mode == "RGB" else 1, dtype=np.uint8)
+        grid = np.stack(np.meshgrid(*[steps] * len(mode), indexing="ij"), axis=-1).reshape(1, -1, len(mode))
+        became = np.asarray(way.apply(Image.fromarray(grid if mode == "RGB" else grid[..., 0]))).astype(int)
+        if np.abs(became - grid).max() <= SAME_COLOURS:
+            return None
+        if mode == "RGB":
+            return way
+        tables = became[0].T.tolist()
+        return (tables[1],) if np.ptp(became, axis=2).max() <= SAME_COLOURS else tuple(tables)
+    except Exception:  # littlecms could not make anything of it, or this Pillow was built without it
+        return None
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    """Lab to sRGB, exactly: Pillow's own way is off by up to 4 levels."""
+    way = ImageCms.buildTransform(
+        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB",
+        flags=ImageCms.Flags.NOCACHE | ImageCms.Flags.NOOPTIMIZE,
+    )  # fmt: skip
+    result = Image.new("RGB", image.size)
+    way.apply(image, result)
+    return result
+
+
+def _inks(image: Image.Image) -> Image.Image:
+    """A CMYK JPEG as its writer meant it. Pillow takes all of them for Adobe's, which are inverted and marked so."""
+    if image.mode == "CMYK" and image.format in _JPEGS and "adobe" not in image.info:
+        meant = ImageChops.invert(image)
+        meant.info = image.info
+        return meant
+    return image
 
 
 def frame(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -196,6 +342,7 @@ def frame(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]
 
 
 def _open(data: bytes) -> Image.Image:
+    _decoder_for(data)
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit below is stricter
@@ -206,27 +353,127 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError("not an image", f"{len(data):,} bytes in no image format") from error
     except Exception as error:  # Pillow's plugins raise a dozen types on broken headers
         raise ImageError("damaged", _reason(error)) from error
+    if image.format in _PROGRAMS:
+        raise ImageError("not an image", f"{image.format}: a program that would draw one")
     if image.width * image.height > MAX_PIXELS:
         raise ImageError("too many pixels", f"{image.width} x {image.height}; at most {MAX_PIXELS:,}")
     return image
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _facts(image: Image.Image, data: bytes) -> FileFacts:
+    """What the header says; `image` is opened and not decoded. What is broken in EXIF counts as not stated."""
+    taken = camera = ""
+    try:
+        # Pillow would decode a whole PNG to look for EXIF behind the pixels.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else None
+        if exif:
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+            taken = _time(
+                details.get(ExifTags.Base.DateTimeOriginal)
+                or details.get(ExifTags.Base.DateTimeDigitized)
+                or exif.get(ExifTags.Base.DateTime)
+            )
+            camera = _camera(exif.get(ExifTags.Base.Make), exif.get(ExifTags.Base.Model))
+    except Exception:  # Pillow's EXIF reader raises a dozen types
+        taken = camera = ""
+    format = image.format or "?"
+    return FileFacts(format, image.mode, *image.size, len(data), _frames(image, data), taken, camera)
+
+
+def _frames(image: Image.Image, data: bytes) -> int:
+    """How many pictures the file holds. Only the first counts, so what is broken after it is not looked at."""
+    try:
+        if image.format in _WALKED:  # their counting moves through the file: not through the one to be decoded
+            image = _open(data)
+        return max(1, int(getattr(image, "n_frames", 1)))
+    except Exception:
+        return 1
+
+
+def _time(value: object) -> str:
+    """EXIF's "2024:05:06 07:08:09" as ISO 8601; "" where it is none (zeros and blanks are common)."""
+    try:
+        return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return ""
+
+
+def _camera(make: object, model: object) -> str:
+    """Make and model, the make once: many models begin with it."""
+    texts = [str(t or "").strip("\0 ") for t in (make, model)]
+    if texts[0] and texts[1].lower().startswith(texts[0].lower()):
+        texts = texts[1:]
+    text = " ".join(t for t in texts if t)[:MAX_CAMERA]
+    return text.encode("utf-8", "replace").decode()
+
+
+def _decoder_for(data: bytes) -> None:
+    """Have Pillow know HEIC and AVIF, once a file says that it is one. Raises ImageError where they cannot be read."""
+    if data[4:8] != b"ftyp":
+        return
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[8:12], *(data[i : i + 4] for i in range(16, size - 3, 4))}
+    if brands & _AVIF_BRANDS and data[8:12] in _AVIF_BRANDS | {b"mif1", b"msf1"}:
+        if not features.check("avif"):
+            raise ImageError("needs a newer Pillow", "an AVIF; pip install --upgrade 'pillow>=11.3' reads it")
+    elif brands & _HEIF_BRANDS:
+        with _opening:
+            try:
+                importlib.import_module("pillow_heif").register_heif_opener()
+            except ImportError as error:
+                raise ImageError("needs pillow-heif", "a HEIC; pip install 'topwork[heif]' reads it") from error
+
+
+def _decoded(image: Image.Image, data: bytes = b"") -> Image.Image:
     try:
         image.load()
     except Exception as error:  # Pillow's plugins raise a dozen types on broken data
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise ImageError(kind, _reason(error)) from error
+    if image.format == "PNG" and data and not _has_all_rows(image, data):
+        raise ImageError("truncated", "the PNG's stream ends before its last row")
     return image
 
 
-def _draft(image: Image.Image, preprocessing: Preprocessing) -> None:
-    """Let the JPEG decoder skip the detail that the resize would throw away."""
-    wanted = DRAFT_MARGIN * preprocessing.resize_px
-    if image.format in _JPEGS and min(image.size) > wanted and image.mode in {"RGB", "L"}:
-        shrink = wanted / min(image.size)
-        # None keeps the mode: asking for RGB would change how a grey file is decoded.
-        image.draft(None, (round(image.width * shrink), round(image.height * shrink)))
+def _has_all_rows(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG's stream is as long as its rows. Pillow leaves what is missing at zero, without a word.
+
+    Only where the last two rows (with interlacing, the last pass is every second one) are zero is there anything to
+    find out, and the stream is taken apart once more.
+    """
+    end = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
+    if end[-1:].any() and end[:1].any():
+        return True
+    depth, colour, _, _, interlaced = data[24:29]
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    grids = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(image.width - x) // dx), -(-(image.height - y) // dy)) for x, y, dx, dy in grids]
+    expected = sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
+    stream, at, length = zlib.decompressobj(), 8, 0
+    try:
+        while at + 12 <= len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 8] == b"IDAT":
+                left = data[at + 8 : at + 8 + size]
+                while left and length < expected:
+                    length += len(stream.decompress(left, 2**20))
+                    left = stream.unconsumed_tail
+            at += 12 + size
+    except zlib.error:
+        return False
+    return length >= expected
+
+
+def _reduced(image: Image.Image, data: bytes, wanted_px: int) -> Image.Image:
+    """Let the JPEG decoder skip the detail that a resize to as many px a side would throw away."""
+    if image.format in _JPEGS:
+        if min(image.size) > wanted_px and image.mode in {"RGB", "L"}:
+            shrink = wanted_px / min(image.size)
+            # None keeps the mode: asking for RGB would change how a grey file is decoded.
+            image.draft(None, (round(image.width * shrink), round(image.height * shrink)))
+        # In one piece: every piece waits for the interpreter's lock anew.
+        image.decodermaxblock = len(data)  # type: ignore[attr-defined]
+    return image
 
 
 def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from topwork import features, head, memo, plan, probe, ranking, stack, zoo
-from topwork.records import Dataset, HeadFacts, encode
-from topwork.statistics import class_weights
+from topwork import features, groups, head, memo, plan, probe, ranking, stack, zoo
+from topwork.records import Dataset, Grouped, HeadFacts, encode
+from topwork.statistics import Z95, class_weights, independent, paired_errors
 from topwork.watch import SILENT, Watch
 
 FOLD_SCORES = 100_000_000
@@ -41,7 +41,7 @@ class Measured:
     features: features.Features
     rows: NDArray[np.int64]  # of the images that the choice is made with, among the features'
     labels: NDArray[np.int64]  # of all rows
-    groups: NDArray[np.int64] | None  # of the chosen-with rows: images of the same content
+    groups: NDArray[np.int64] | None  # of the chosen-with rows: images that belong together
     importance: NDArray[np.float64] | None  # of the chosen-with rows, of mean 1: where classes are to weigh alike
     probes: tuple[probe.Probe, ...]
     by_fold: tuple[NDArray[np.float16], ...] | None  # per cut (n, C) ridge scores out of fold; None where too many
@@ -210,7 +210,53 @@ def _inputs(m: Measured, cuts: tuple[int, ...], seed: int) -> list[memo.Input]:
         m.labels[m.rows],
         *([m.truth[m.rows]] if m.dataset.multi_label else []),
         np.zeros(0) if m.importance is None else m.importance,
+        np.zeros(0) if m.groups is None else m.groups,
     ]
+
+
+def parted(m: Measured, chosen: int, grouped: Grouped) -> Grouped:
+    """What it makes at a cut that photos of one scene stand on one side: both accuracies, on the same images.
+
+    Leave-group-out over all groups against leave-one-out over those that need no looking (copies and given groups);
+    each at the penalty that suits it best. Unchanged where no other groups were found.
+    """
+    labels, classes = m.truth[m.rows], len(m.dataset.classes)
+    mixed = groups.known([replace(m.dataset.examples[i], scene="") for i in m.rows])
+    if m.groups is None or mixed.max() == m.groups.max():
+        return grouped
+    stated = mixed if len(np.unique(mixed)) < len(mixed) else None
+
+    def compute() -> memo.Arrays:
+        found = probe.probe(m.features.at(chosen, m.rows), labels, classes, groups=stated, importance=m.importance)
+        return {"right": found.correct[:, found.best]}
+
+    inputs = ["mixed", *_inputs(m, (chosen,), 0), mixed]
+    right = memo.remembered(m.cache / "probes", inputs, compute)["right"]
+    apart = m.evidence.correct[:, chosen]
+    weight = np.ones(len(m.rows)) if m.importance is None else m.importance
+    difference = (weight * (right.astype(np.float64) - apart))[:, None]
+    value = float(difference.mean())
+    error = float(np.hypot(paired_errors(difference, m.groups)[0], 1 / independent(m.groups, len(m.rows), weight)))
+    return replace(
+        grouped, cut=m.features.cuts[chosen], accuracy_apart=float(np.average(apart, weights=weight)),
+        accuracy_mixed=float(np.average(right, weights=weight)), inflation=value, inflation_low=value - Z95 * error,
+        inflation_high=value + Z95 * error,
+    )  # fmt: skip
+
+
+def inflated(grouped: Grouped) -> str:
+    """The sentence that says how much photos of one scene on both sides would feign; empty where none is shown."""
+    apart, mixed, low, high = (
+        grouped.accuracy_apart, grouped.accuracy_mixed, grouped.inflation_low, grouped.inflation_high
+    )  # fmt: skip
+    if apart is None or mixed is None or low is None or high is None or low <= 0:
+        return ""
+    return (
+        f"{mixed:.1%} right at {grouped.cut} if photos of one scene may stand on both sides, {apart:.1%} on new scenes"
+        f" (95% interval of the difference {100 * low:.1f} to {100 * high:.1f} points); the second is what to expect."
+        f" {grouped.together} of {grouped.images} images belong together with another, in"
+        f" {grouped.groups - grouped.images + grouped.together} groups."
+    )
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
@@ -232,8 +278,8 @@ def probed(
     truth = _truth(dataset, labels)
     rows = np.flatnonzero([e.part == "train" for e in dataset.examples])
     digests = [dataset.examples[i].digest for i in rows]
-    _, groups = np.unique(digests, return_inverse=True)
-    shared = groups if len(set(digests)) < len(digests) else None
+    index = groups.known([dataset.examples[i] for i in rows])
+    shared = index if len(np.unique(index)) < len(index) else None
     classes = len(dataset.classes)
     importance = class_weights(labels[rows], classes)[labels[rows]] if balance else None
     weight = np.zeros(0) if importance is None else importance
@@ -266,6 +312,7 @@ def probed(
             locked,
             truth[rows],
             weight,
+            np.zeros(0) if shared is None else shared,
             fold if with_folds else np.zeros(0),  # what was kept without scores out of fold is not what has them
         ]
         found: dict[str, Any] = memo.remembered(cache / "probes", inputs, lambda: compute(k))

@@ -19,6 +19,7 @@ SCHEMA = 1
 
 Part = Literal["train", "val", "test"]
 Strategy = Literal["head", "suffix", "full", "surgical"]
+Severity = Literal["fault", "warning", "note"]
 Verdict = Literal["similar", "in between", "different", "cannot tell"]
 
 
@@ -80,6 +81,16 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about images that can be used which makes a worse model, or a result that is too good."""
+
+    kind: str
+    severity: Severity  # "fault": wrong whatever the task; "warning": probably; "note": worth knowing
+    detail: str
+    paths: tuple[str, ...]  # relative to the data's root; empty where it is about classes
+
+
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """What a usable file says of itself. Sizes in pixels, as stored (before orientation)."""
 
@@ -104,6 +115,7 @@ class Example:
     group: str = ""  # given by the user (patient, burst): images of one are never on two sides; "": none was
     labels: tuple[int, ...] = ()  # all of them, rising, where an image may have several (Dataset.multi_label)
     facts: FileFacts | None = None  # what its file says of itself
+    scene: str = ""  # found by looks: images of one belong together like those of one group; "": alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,7 @@ class Dataset:
     faults: tuple[Fault, ...]
     warnings: tuple[str, ...]
     multi_label: bool = False  # an image may have several labels, or none
+    findings: tuple[Finding, ...] = ()  # what is wrong with the examples, most severe first
 
     def part(self, *parts: Part) -> tuple[Example, ...]:
         """The examples of the given parts, in order."""
@@ -125,6 +138,38 @@ class Dataset:
     def labels_of(self, example: Example) -> tuple[int, ...]:
         """All labels of one of its examples: one, or several or none where an image may have several."""
         return example.labels if self.multi_label else (example.label,)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCount:
+    """Links of one kind between images that belong together."""
+
+    kind: str  # "copy", "given", "near-duplicate" or "burst"
+    links: int
+    images: int  # that have such a link
+    examples: tuple[tuple[str, str], ...]  # a few pairs of paths
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Which images belong together, and what difference it makes."""
+
+    images: int
+    groups: int  # an image alone is one, too
+    together: int  # images that are not alone
+    counts: tuple[GroupCount, ...]
+    largest: tuple[tuple[str, ...], ...]  # a few paths of each of the largest groups
+    sizes: tuple[int, ...]  # of these, in images
+    limit: float  # distance, over that to other images of the class, up to which two are one scene; 0: not looked for
+    limit_in_order: float  # the same for neighbours by name or capture time; 0: the order says nothing
+    moved: int = 0  # images that changed sides so that their group stands on one side
+    left_out: int = 0  # images that were left out of training for the sake of a test folder
+    cut: str = ""  # at which the two accuracies were measured; "" where bursts and near-duplicates make no difference
+    accuracy_apart: float | None = None  # leave-group-out: what to expect on new scenes
+    accuracy_mixed: float | None = None  # leave-one-out, as if photos of one scene might stand on both sides
+    inflation: float | None = None  # the second minus the first, on the same images, with its 95% interval
+    inflation_low: float | None = None
+    inflation_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +193,7 @@ class DataFacts:
     locked: str  # what the result is measured on: "test folder", "val folder", "held-out part" or "out-of-sample"
     seed: int
     fingerprint: str  # digest over all contents, labels and parts
+    findings: tuple[Finding, ...] = ()  # what is wrong with images that are used, most severe first
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +472,8 @@ class Options:
     delta: float = 0.01
     seed: int = 0
     cache: str | None = None
+    bursts: bool = True  # photos of one scene are found and kept on one side
+    split: str | None = None  # an earlier run, whose parts and groups are taken
     columns: Columns = field(default_factory=Columns)
 
 
@@ -479,6 +527,7 @@ class RunRecord:
     engine: EngineFacts  # of the chosen backbone's pass
     versions: dict[str, str]
     warnings: tuple[str, ...]
+    groups: Grouped | None = None  # which images belong together; None in runs of an earlier topwork
 
     @property
     def backbone(self) -> BackboneFacts:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from topwork import model, pictures
+from topwork import model, pictures, splits
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.files import write
-from topwork.records import CutScore, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
+from topwork.records import CutScore, Dataset, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
 
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
@@ -134,6 +134,7 @@ def save(
     paths: Sequence[str],  # (n,) of the judged images
     labels: NDArray[Any],  # (n,), or (n, C) bool where an image may have several
     scores: NDArray[np.float64],  # (n, C) out of sample, before the temperature
+    dataset: Dataset,  # all usable images, with their parts and groups
     *,
     decided: NDArray[np.bool_] | None = None,  # (n, C) labels that were given, where there may be several
 ) -> Run:
@@ -147,6 +148,7 @@ def save(
         kept.save(aside / "model")
         record = complete(model.size(kept, aside / "model"))
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, decided, on=record.data.locked)
+        splits.write(aside / splits.NAME, dataset, record.data.locked)
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)

@@ -10,7 +10,7 @@ others pass up to the deepest cut that can still win.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from topwork import budget as budgets
-from topwork import data, features, listing, plan, zoo
+from topwork import data, faults, features, groups, listing, memo, plan, sketches, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
-from topwork.measurement import Measured, cache_folder, keeps_scores, probed, reach
-from topwork.records import CutScore, Dataset, Example, Fate, Plan, Standing
+from topwork.measurement import Measured, cache_folder, inflated, keeps_scores, parted, probed, reach
+from topwork.records import CutScore, Dataset, Example, Fate, Grouped, Part, Plan, Standing
+from topwork.sketches import Sketches
+from topwork.splits import applied
 from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
@@ -47,6 +49,9 @@ PER_CLASS, LEAST_PER_CLASS = 20, 5
 fewer, deep cuts, which have the most features, would look worse than they will be."""
 
 
+_GROUPED_BY = ("path", "digest", "group", "scene")  # fields of an example that groups depend on, besides its label
+
+
 @dataclass(frozen=True)
 class Survey:
     """Every backbone that was measured, on the same images, the cheapest first; and what became of the others."""
@@ -59,6 +64,7 @@ class Survey:
     early: tuple[tuple[CutScore, ...], ...] = ()  # of each measured one: cuts that were scored on a sample alone
     notes: tuple[str, ...] = ()  # what a plan says of images that did not pass all the way
     images: int = 0  # that a choice could be made with; more than were measured where a sample was enough
+    grouped: Grouped | None = None  # which images belong together
 
     @property
     def evidences(self) -> tuple[plan.Evidence, ...]:
@@ -87,7 +93,17 @@ class Survey:
                 f" {100 * (score.high - score.low) / 2:.1f} points either way (95%), on all images it would be to"
                 f" {100 * (high - low) / 2:.1f}."
             )
+        grouped = self.parted(decided)
+        if grouped is not None and (word := inflated(grouped)):
+            notes.append(word)
         return plan.spared(decided, notes) if notes else decided
+
+    def parted(self, decided: Plan) -> Grouped | None:
+        """Which images belong together, with what it makes at the planned cut that they stand on one side."""
+        m = self.of(decided)
+        if self.grouped is None or decided.cut not in m.features.cuts:
+            return self.grouped
+        return parted(m, m.features.cuts.index(decided.cut), self.grouped)
 
     def of(self, decided: Plan) -> Measured:
         """The planned backbone's measurements."""
@@ -143,6 +159,8 @@ def measure(
     cuts: Sequence[str | None] = (),
     cut: str | None = None,
     several_depths: bool = True,
+    bursts: bool = True,
+    split: str | Path | None = None,
     enough: bool = False,
     one_label: Sequence[str] = (),
     watch: Watch = SILENT,
@@ -159,6 +177,7 @@ def measure(
     may go into passes that "auto" asked for. `cuts` are names that must be cuts of the backbone: a wrong one is told
     before the pass, not after it. `cut`: the one that is asked for, up to which the others pass then.
     `several_depths=False`: no image passes deeper for the sake of a head that reads several depths.
+    `bursts=False`: photos of one scene are not looked for. `split`: an earlier run, whose parts are taken.
     `enough`: of LARGE images or more, only a sample is measured, as soon as one decides, or all would not either.
     `one_label`: what was asked for that is of use where each image has one label: told before the pass where it may
     have several. So is `balance`.
@@ -175,7 +194,10 @@ def measure(
     home, path = cache_folder(cache), None if weights is None else Path(weights)
     wanted = asked(listed(backbone), path, listed(size), any(c is not None for c in (*cuts, cut)))
     with clock.time("look"):
-        dataset, locked = data.lock(data.read(source, columns, watch=watch), seed)
+        dataset = data.read(source, columns, watch=watch)
+        given = dataset  # its parts are the user's own
+        dataset = replace(dataset, findings=faults.before(dataset))
+        dataset, locked = data.lock(dataset, seed) if split is None else applied(dataset, split)
     watch.show("data", dataset)
     if dataset.multi_label:
         refused = [*one_label, *(["--balance"] if balance else [])]
@@ -185,6 +207,7 @@ def measure(
                 f" {'them' if refused[1:] else 'it'} out: a head alone is trained there (--strategy head), and each"
                 " label has its own threshold"
             )
+    watch.show("findings", dataset.findings)
     with clock.time("load"):
         contenders, dropped = _loaded(wanted, path, watch)
     for c in contenders:
@@ -200,8 +223,9 @@ def measure(
     for standing in dropped:
         watch.show("dropped", standing)
     race = _Race(
-        contenders, dropped, locked, delta, cut, several_depths, enough, auto, balance, seed, home, watch, clock,
-        sum(e.part == "train" for e in dataset.examples),
+        contenders, dropped, locked, delta, cut, several_depths, enough, auto, balance, bursts, split is not None,
+        seed, home, watch, clock, sum(e.part == "train" for e in dataset.examples),
+        {e.path: e.part for e in given.examples},
     )  # fmt: skip
     return race.decided_early(dataset) or race.whole(dataset)
 
@@ -253,13 +277,17 @@ class _Race:
     enough: bool  # a sample will do, once it decides as much as all images would
     auto: bool  # those that were not named may be stopped
     balance: bool
+    bursts: bool  # photos of one scene are looked for
+    given: bool  # the parts are those of an earlier run: what is locked stays
     seed: int
     cache: Path
     watch: Watch
     clock: Clock
     images: int  # that choices can be made with
+    parts: dict[str, Part]  # by path, as the user gave them
     spent: float = 0.0
     passed: int = 0
+    chosen_by: set[str] = field(default_factory=set)  # digests of the images of all samples
 
     @property
     def large(self) -> bool:
@@ -280,6 +308,9 @@ class _Race:
             part = replace(part, examples=tuple(e for e in sample if e.path not in gone))
             if len(part.examples) <= len(sample) / 2:  # the files are the trouble: the whole pass says so
                 break
+            self.chosen_by.update(e.digest for e in part.examples)
+            with self.clock.time("group"):
+                part, grouped = self._grouped(part, seen[0])
             with self.clock.time("probe"):
                 tried = self._probed(part, seen)
                 if self.auto:
@@ -287,7 +318,7 @@ class _Race:
                 found = self._survey(tried)
                 decided = found.plan(delta=self.delta, cut=self.cut)
                 if self.large and self.enough and plan.settled(decided, found.evidences, self.images):
-                    return found
+                    return replace(found, grouped=grouped)
                 spares = self.large and self._shorten(found)
             if not (spares or self.enough or (self.auto and len(self.contenders) > 1)):
                 break
@@ -299,10 +330,72 @@ class _Race:
         if seen[0].faults:
             dataset = data.without(dataset, seen[0].faults)
             self.watch.show("faults", seen[0].faults)
+        with self.clock.time("look"):
+            dataset = self._seen_through(dataset)
+        with self.clock.time("group"):
+            dataset, grouped = self._grouped(dataset, seen[0])
+            dataset, seen, grouped = self._one_side(dataset, seen, grouped)
+        self.watch.show("groups", grouped)
         with self.clock.time("probe"):
             measured = self._probed(dataset, seen)
         self.images = len(measured[0].rows)
-        return self._survey(measured)
+        return replace(self._survey(measured), grouped=grouped)
+
+    def _grouped(self, dataset: Dataset, seen: features.Features) -> tuple[Dataset, Grouped]:
+        """The dataset with what belongs together marked; found by the features of the cheapest backbone."""
+        examples, backbone = dataset.examples, self.contenders[0].loaded
+        sketched, missing = Sketches.under(self.cache).get([e.digest for e in examples])
+        hashes = sketches.hashed(sketched)
+        taken = ["" if e.facts is None else e.facts.taken for e in examples]
+        cuts = len(seen.cuts)
+
+        def compute() -> memo.Arrays:
+            found = groups.find(
+                examples, seen.at, cuts, hashes=hashes, hashed=~missing, one_class=dataset.multi_label,
+                bursts=self.bursts, seed=self.seed,
+            )  # fmt: skip
+            return {**memo.arrays(found), "limits": np.array(found.limits)}
+
+        inputs: list[memo.Input] = [
+            groups.FORMULA, features.key(backbone), *seen.cuts, str(self.bursts), str(dataset.multi_label),
+            str(self.seed), *("\n".join([getattr(e, name) for e in examples]) for name in _GROUPED_BY),
+            "\n".join(taken), np.array([e.label for e in examples]), hashes, missing,
+        ]  # fmt: skip
+        kept = memo.remembered(self.cache / "groups", inputs, compute)
+        limit, in_order = (float(x) for x in kept["limits"])
+        found = groups.Found(kept["index"], kept["pairs"], kept["kinds"], (limit, in_order))
+        sizes = np.bincount(found.index)
+        marked = tuple(
+            replace(e, scene=str(g) if sizes[g] > 1 else "") for e, g in zip(examples, found.index, strict=True)
+        )
+        return replace(dataset, examples=marked), groups.facts(examples, found)
+
+    def _one_side(
+        self, dataset: Dataset, seen: tuple[features.Features, ...], grouped: Grouped
+    ) -> tuple[Dataset, tuple[features.Features, ...], Grouped]:
+        """No group on both sides of what is locked: by moving images where the part was drawn here, else by leaving out
+        those of training."""
+        if self.locked == "out-of-sample":
+            return dataset, seen, grouped
+        if self.locked == "held-out part" and not self.given:
+            dataset, moved = data.one_side(dataset, self.chosen_by, self.seed)
+            return dataset, seen, replace(grouped, moved=moved)
+        left, warnings = data.like_locked(dataset, self.locked)
+        dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
+        if not left:
+            return dataset, seen, grouped
+        gone = {fault.path for fault in left}
+        rows = np.flatnonzero([e.path not in gone for e in dataset.examples])
+        self.watch.show("faults", left)
+        seen = tuple(f.of(rows) for f in seen)
+        return data.without(dataset, left), seen, replace(grouped, left_out=len(left))
+
+    def _seen_through(self, dataset: Dataset) -> Dataset:
+        """With the findings that decoding has brought to light."""
+        given = replace(dataset, examples=tuple(replace(e, part=self.parts[e.path]) for e in dataset.examples))
+        found = faults.after(given, *Sketches.under(self.cache).get([e.digest for e in given.examples]))
+        self.watch.show("findings", found)
+        return replace(dataset, findings=faults.ranked((*dataset.findings, *found)))
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""
@@ -501,13 +594,14 @@ def _rungs(dataset: Dataset) -> list[int]:
 def _sample(dataset: Dataset, seed: int, wanted: int) -> tuple[Example, ...]:
     """A stratified part of the images that choices are made with; a smaller one lies inside a larger one.
 
-    Of LARGE images, images of one content stay together, and every class has LEAST_PER_CLASS of them where it can.
+    Of LARGE images, those of one content or given group stay together, and every class has LEAST_PER_CLASS of them
+    where it can.
     """
     rows = [e for e in dataset.examples if e.part == "train"]
     large = len(rows) >= LARGE
-    contents: dict[str, list[Example]] = {}
-    for e in rows:
-        contents.setdefault(e.digest if large else e.path, []).append(e)
+    contents: dict[int, list[Example]] = {}
+    for e, g in zip(rows, groups.known(rows) if large else range(len(rows)), strict=True):
+        contents.setdefault(int(g), []).append(e)
     units = list(contents.values())
     rng = np.random.default_rng(seed)
     shuffled = [units[i] for i in rng.permutation(len(units))]

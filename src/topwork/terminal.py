@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +19,8 @@ from topwork.records import (
     EngineFacts,
     Estimate,
     Fault,
+    Finding,
+    Grouped,
     Metrics,
     MultiLabelMetrics,
     Plan,
@@ -39,11 +42,21 @@ STAGES = {
 LOCKED = ("test folder", "val folder", "held-out part")
 """Parts of the data that a result can be measured on; any other name is a folder's."""
 
+LINKS = {
+    "copy": "the same content",
+    "given": "of one given group",
+    "near-duplicate": "nearly the same picture",
+    "burst": "photos of one scene",
+}
+"""What images that belong together are, by the kind of their link."""
+
 BAR = 24  # characters of an accuracy bar
 WITH_BARS = 78  # columns of a terminal from which bars leave room for the numbers beside them
 WITH_COLUMNS = 78  # columns from which the ranking of backbones is a table; below, a line per backbone
 WITH_INTERVALS = 100  # columns from which the ranking of backbones has room for each one's own interval
 SHOWN_FAULTS = 12
+SHOWN_PATHS = 4  # of each finding
+SEVERITIES = {"fault": "red", "warning": "yellow", "note": "dim"}
 SHOWN_CLASSES = 20
 
 
@@ -95,21 +108,17 @@ class TerminalWatch:
         """Print a finished fact."""
         if what == "target":
             self._console.print(f"[bold]Run[/]  {escape(str(fact))}", highlight=False)
-        elif isinstance(fact, Dataset):
-            self._several = fact.multi_label
-            dataset(self._console, fact)
-        elif isinstance(fact, BackboneFacts):
-            backbone(self._console, fact)
-        elif isinstance(fact, EngineFacts):
-            engine(self._console, fact)
-        elif what == "faults" and isinstance(fact, tuple):
-            faults(self._console, fact)
+        elif (draw := _drawn(fact)) is not None:
+            self._several = fact.multi_label if isinstance(fact, Dataset) else self._several
+            draw(self._console, fact)
+        elif what in {"faults", "findings"} and isinstance(fact, tuple):
+            (faults if what == "faults" else findings)(self._console, fact)
         elif what == "dropped" and isinstance(fact, Standing):
             dropped(self._console, fact)
         elif what == "standings" and isinstance(fact, tuple):
             self._standings = fact
-        elif what == "budget" and isinstance(fact, tuple):
-            budget(self._console, *fact)
+        elif what in {"budget", "cleaned"} and isinstance(fact, tuple):
+            (budget if what == "budget" else cleaned)(self._console, *fact)
         elif isinstance(fact, Trial):
             which = f"{fact.backbone} at {fact.size_px} px"
             if which != self._training and sum(s.fate in {"chosen", "measured"} for s in self._standings) > 1:
@@ -124,8 +133,16 @@ class TerminalWatch:
             plan(self._console, fact)
 
 
-def dataset(console: Console, facts: Dataset) -> None:
-    """What came in: classes, counts, faults."""
+def _drawn(fact: object) -> Callable[[Console, Any], None] | None:
+    """How a fact is drawn that is drawn in the same way wherever it comes from."""
+    kinds: dict[type, Callable[[Console, Any], None]] = {
+        Dataset: dataset, BackboneFacts: backbone, EngineFacts: engine, Grouped: grouped,
+    }  # fmt: skip
+    return kinds.get(type(fact))
+
+
+def dataset(console: Console, facts: Dataset, *, left_out: bool = True) -> None:
+    """What came in: classes, counts, and what is left out or odd unless it is told elsewhere."""
     parts = Counter(e.part for e in facts.examples)
     counts = Counter((i, e.part) for e in facts.examples for i in facts.labels_of(e))
     console.print(
@@ -144,8 +161,9 @@ def dataset(console: Console, facts: Dataset) -> None:
         none = sum(not e.labels for e in facts.examples)
         without = f"; {none:,} images have none" if none else ""
         console.print(f"      several labels per image: {each:.1f} on average{without}", highlight=False)
-    faults(console, facts.faults)
-    for warning in facts.warnings:
+    if left_out:
+        faults(console, facts.faults)
+    for warning in facts.warnings if left_out else ():
         console.print(f"      [yellow]{escape(warning)}[/]")
 
 
@@ -161,6 +179,50 @@ def faults(console: Console, found: Sequence[Fault]) -> None:
         console.print(f"        {escape(fault.path)}  [dim]{escape(fault.kind)}: {escape(fault.detail)}[/]")
     if len(found) > SHOWN_FAULTS:
         console.print(f"        [dim]and {len(found) - SHOWN_FAULTS} more; `topwork check --json` lists them all[/]")
+
+
+def grouped(console: Console, facts: Grouped) -> None:
+    """Which images belong together; nothing where all stand alone."""
+    if not facts.together:
+        return
+    console.print(
+        f"[bold]Groups[/]  {facts.together:,} of {facts.images:,} images belong together with another and stay on one"
+        f" side, in {facts.groups - facts.images + facts.together:,} groups of up to {max(facts.sizes):,}",
+        highlight=False,
+    )
+    for count in facts.counts:
+        first, second = count.examples[0]
+        console.print(
+            f"      {LINKS[count.kind]}: {count.images:,} images, such as {escape(first)} and {escape(second)}",
+            highlight=False,
+        )
+    if facts.moved:
+        console.print(f"      {facts.moved:,} changed sides for it", highlight=False)
+
+
+def findings(console: Console, found: Sequence[Finding]) -> None:
+    """What is wrong with the images, most severe first, each with some of its paths."""
+    for finding in found:
+        colour = SEVERITIES[finding.severity]
+        console.print(
+            f"      [{colour}]{finding.severity.capitalize()}[/]  [bold]{escape(finding.kind)}[/]:"
+            f" {escape(finding.detail)}",
+            highlight=False,
+        )
+        for path in finding.paths[:SHOWN_PATHS]:
+            console.print(f"        {escape(path)}", highlight=False, soft_wrap=True)
+        if len(finding.paths) > SHOWN_PATHS:
+            more = len(finding.paths) - SHOWN_PATHS
+            console.print(f"        [dim]and {more:,} more; `topwork check --json` lists them all[/]")
+
+
+def cleaned(console: Console, path: str, kept: int, gone: Sequence[str]) -> None:
+    """Where the cleaned list went."""
+    console.print(
+        f"[bold]Cleaned list[/]  {kept:,} images in {escape(path)}; {len(gone):,} that contradict another or show what"
+        " is judged on are not in it, nor is what cannot be used. No image was touched.",
+        highlight=False,
+    )
 
 
 def backbone(console: Console, facts: BackboneFacts) -> None:

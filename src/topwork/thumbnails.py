@@ -42,7 +42,7 @@ USES = 2
 DISK_SHARE = 0.1
 """Of the disk space that is free or taken by thumbnails, what they may take."""
 
-_FORMAT = "1"  # of the file, and of what images.decode makes of a file's bytes
+_FORMAT = "2"  # of the file, and of what images.decode makes of a file's bytes
 _HEADER = struct.Struct("<4sBIII")  # mark, channels, width, height, CRC-32 of these, the digest and the pixels
 _MARK = b"twt" + _FORMAT.encode()
 _MODES = {1: "L", 3: "RGB"}
@@ -163,7 +163,10 @@ def under(cache: Path) -> Thumbnails:
 
 @lru_cache(maxsize=8)
 def _under(cache: Path) -> Thumbnails:
-    libraries = [PIL.__version__, *(version(name) for name in ("libjpeg_turbo", "jpg", "jpg_2000", "webp"))]
+    libraries = [
+        PIL.__version__,
+        *(version(name) for name in ("libjpeg_turbo", "jpg", "jpg_2000", "webp", "littlecms2")),
+    ]
     return Thumbnails(cache / "thumbnails" / images.digest(f"{_FORMAT} {libraries}".encode())[:12])
 
 

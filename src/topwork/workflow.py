@@ -17,8 +17,24 @@ from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
-from topwork import data, evaluate, head, listing, model, plan, ranking, runs, stores, survey, tune, zoo
+from topwork import (
+    cleaned,
+    data,
+    evaluate,
+    faults,
+    head,
+    listing,
+    model,
+    plan,
+    ranking,
+    runs,
+    stores,
+    survey,
+    tune,
+    zoo,
+)
 from topwork.errors import DataError, ImageError, UsageError
+from topwork.groups import known
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
     SCHEMA,
@@ -36,6 +52,7 @@ from topwork.records import (
     Tuning,
 )
 from topwork.runs import Run
+from topwork.sketches import Sketches
 from topwork.watch import SILENT, Clock, Watch
 
 STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
@@ -60,6 +77,8 @@ def fit(
     flip: bool = True,
     balance: bool = False,
     several_depths: bool = True,
+    bursts: bool = True,
+    split: str | Path | None = None,
     budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
@@ -81,6 +100,8 @@ def fit(
     (seconds, or text such as "10m" or "40fe"). `cut`, `unfreeze`, `lr` (of AdamW, for the last stage) and
     `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
     `several_depths`: the head may read more than one cut, where that is shown to be better.
+    `bursts`: photos of one scene are found and kept on one side. `split`: an earlier run (or its split.parquet) whose
+    parts and groups are taken.
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
@@ -91,7 +112,8 @@ def fit(
     options = Options(
         _absolute(source), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
         tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
-        None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache), columns,
+        None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
+        bursts, None if split is None else _absolute(split), columns,
     )  # fmt: skip
     return _fit(options, target, source, watch)
 
@@ -110,17 +132,32 @@ def check(
     splits: Any = None,
     image_column: str | None = None,
     label_separator: str | None = None,
+    fix: str | Path | None = None,
     seed: int = 0,
+    cache: str | Path | None = None,
     watch: Watch = SILENT,
 ) -> tuple[Dataset, str]:
-    """Only look at the data, decoding every pixel: the dataset, and what its result would rest on.
+    """Only look at the data, decoding every pixel: the dataset with its findings, and what its result would rest on.
 
-    `source` and what goes with it: as in fit.
+    `source` and what goes with it: as in fit. `fix`: a new .csv or .parquet file for the cleaned list of images, which
+    `fit` reads; no image is touched. Raises UsageError where it exists or cannot be such a list, DataError where there
+    is nothing to learn from.
     """
     source, columns = listing.given(
         source, labels, groups, splits, image_column=image_column, label_separator=label_separator
     )
-    return data.lock(data.read(source, columns, decode=True, watch=watch), seed)
+    if fix is not None:
+        cleaned.allowed(Path(fix))  # before the decoding
+    store = Sketches.under(cache_folder(cache))
+    dataset = data.read(source, columns, sketches=store, watch=watch)
+    pixels, missing = store.get([e.digest for e in dataset.examples])
+    found = faults.ranked((*faults.before(dataset), *faults.after(dataset, pixels, missing)))
+    if fix is not None:
+        kept, gone = faults.clean(dataset, pixels, missing)
+        cleaned.write(Path(fix), dataset, kept)
+        watch.show("cleaned", (str(fix), len(kept), gone))
+    dataset, locked = data.lock(replace(dataset, findings=found), seed)
+    return dataset, locked
 
 
 def judge(
@@ -180,7 +217,7 @@ def judge(
             logit(np.clip(shares, 1e-12, 1 - 1e-12)),
             ranking.multi_hot([held_out.labels_of(e) for e in judged], len(loaded.classes)), loaded.classes,
             decided=shares >= thresholds, thresholds=thresholds, on=source,
-            groups=np.unique([e.digest for e in judged], return_inverse=True)[1],
+            groups=known(judged),
             independent=data.independent(judged),
         )  # fmt: skip
         return metrics, held_out
@@ -218,8 +255,8 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         seen = survey.measure(
             source, o.columns.labels, o.columns.group, splits=o.columns.split, image_column=o.columns.image,
             label_separator=o.columns.separator, backbone=o.backbones, weights=o.weights, size=o.sizes,
-            seed=o.seed, delta=o.delta, balance=o.balance,
-            cache=o.cache, budget=o.budget, cuts=(o.unfreeze,), cut=o.cut, several_depths=several,
+            seed=o.seed, delta=o.delta, balance=o.balance, cache=o.cache, budget=o.budget, cuts=(o.unfreeze,),
+            cut=o.cut, several_depths=several, bursts=o.bursts, split=o.split,
             one_label=_of_training(o), watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
@@ -252,7 +289,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
         with clock.time("save"):
-            run = _saved(seen, decided, frozen.head, outcome, tuning, clock, started, target, o)
+            run = _saved(seen, one_depth, decided, frozen.head, outcome, tuning, clock, started, target, o)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
     watch.show("run", run)
     return run
@@ -371,13 +408,13 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
 
 
 def _contents(m: Measured, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Images of the same content have the same number: (len(rows),)."""
-    return np.unique([m.dataset.examples[i].digest for i in rows], return_inverse=True)[1]
+    """Images that belong together have the same number: (len(rows),)."""
+    return known([m.dataset.examples[i] for i in rows])
 
 
 def _saved(
-    seen: survey.Survey, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None, clock: Clock,
-    started: float, target: Path, o: Options,
+    seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
+    clock: Clock, started: float, target: Path, o: Options,
 ) -> Run:  # fmt: skip
     m, features = outcome.m, outcome.m.features
     channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
@@ -398,10 +435,13 @@ def _saved(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
             data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
             outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
+            seen.parted(planned),
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, decided=outcome.decided)
+    return runs.save(
+        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided
+    )
 
 
 def _absolute(path: str | Path) -> str:
