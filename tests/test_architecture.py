@@ -83,6 +83,7 @@ ALLOWED: dict[str, set[str]] = {
         "head",
         "plan",
         "evaluate",
+        "groups",
         "ranking",
         "model",
         "runs",

@@ -410,7 +410,7 @@ def test_the_split_is_written_down_and_taken_again(burst_run: tuple[runs.Run, Pa
     )  # fmt: skip
     assert parquet.read_table(again.path / splits.NAME).to_pylist() == rows
     assert grouped(again).limit == 0.0
-    assert again.record.options.split == str(run.path)
+    assert again.record.options.split_of == str(run.path)
 
 
 def test_a_repeated_fit_groups_nothing_anew(

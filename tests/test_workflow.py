@@ -28,7 +28,14 @@ from topwork import measurement, zoo
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.records import Options, RunRecord, Spending
 
-RUN_FILES = {"run.json", "predictions.parquet", "split.parquet", "model/model.json", "model/model.safetensors"}
+RUN_FILES = {
+    "run.json",
+    "report.html",
+    "predictions.parquet",
+    "split.parquet",
+    "model/model.json",
+    "model/model.safetensors",
+}
 
 HALF = 2e-3
 """Probabilities from the cache against those of the saved model: features are kept as float16, with 2^-11
@@ -99,7 +106,7 @@ def weights(run: topwork.Run) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------- what is left behind
 
 
-def test_a_run_is_five_files(finished: Finished) -> None:
+def test_a_run_is_six_files(finished: Finished) -> None:
     assert files(finished.run.path) == RUN_FILES
     assert {p.name for p in finished.run.path.parent.iterdir()} == {"photos", "run", "cache"}
 

@@ -170,7 +170,11 @@ def like_locked(dataset: Dataset, locked: str) -> tuple[tuple[Fault, ...], tuple
         for e, g in pairs
         if g in first and left[e.label] >= LEAST_GROUPS
     )
-    kept = Counter(dataset.classes[e.label] for e, g in pairs if g in first and left[e.label] < LEAST_GROUPS)
+
+    def named(label: int) -> str:  # images without any of several labels are a class of their own
+        return dataset.classes[label] if label < len(dataset.classes) else "no label"
+
+    kept = Counter(named(e.label) for e, g in pairs if g in first and left[e.label] < LEAST_GROUPS)
     warnings = tuple(
         f"{n} training image{'' if n == 1 else 's'} of class {name!r} belong together with locked ones and stay: too"
         " little else is there to learn from. The result is too good for this class."
