@@ -31,7 +31,7 @@ from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
 from topwork import cli, features, survey, zoo
 from topwork.shards import Writer
 
-COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "backbones", "demo")
+COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "report", "backbones", "demo")
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,9 @@ def test_fit_json_tells_what_was_left_out(
 def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
     arguments = {
         "--size": SIZE_PX, "--strategy": "head", "--cut": "blocks.1.0", "--delta": 0.2, "--seed": 3, "--out": "mine",
-        "--cache": finished.cache,
+        "--cache": finished.cache, "--split-of": finished.run.path,
     }  # fmt: skip
-    flags = ["--no-flip", "--balance", "--one-depth"]
+    flags = ["--no-flip", "--balance", "--one-depth", "--no-bursts"]
     said = call("fit", finished.folder, *flags, *[x for pair in arguments.items() for x in pair])
     assert said.code == 0
     got = dataclasses.asdict(topwork.load_run("mine").record.options)
@@ -223,6 +223,7 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
         "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
         "balance": True, "several_depths": False, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
         "columns": {"image": None, "labels": (), "split": None, "group": None, "separator": None},
+        "bursts": False, "split_of": str(finished.run.path),
     }  # fmt: skip
     assert topwork.load_run("mine").plan.cut == "blocks.1.0"
 
@@ -711,7 +712,7 @@ def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
     said = call("plan", finished.folder, *options, "--json")
     assert said.code == 0
     got, run = one_object(said.out), finished.run
-    assert got.keys() == {"plan", "backbones", "shortcuts", "growth"}
+    assert got.keys() == {"plan", "backbones", "groups", "shortcuts", "growth"}
     for name in ("cut", "best_cut", "delta", "decided", "more_images", "strategy"):
         assert got["plan"][name] == getattr(run.plan, name)
     assert [(s["cut"], s["accuracy"]) for s in got["backbones"][0]["scores"]] == [
@@ -722,6 +723,18 @@ def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
     assert f"Cut after {run.plan.cut}" in said.words
     assert "1 FE" in said.words
     assert list(Path.cwd().iterdir()) == []  # it saves no run
+
+
+def test_a_report_is_drawn_again_and_elsewhere_and_over_nothing(call: Call, finished: Finished, tmp_path: Path) -> None:
+    said = call("report", finished.run.path, "--out", tmp_path / "page.html")
+    assert (said.code, said.out.strip()) == (0, str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").read_bytes() == (finished.run.path / "report.html").read_bytes()
+    refused = call("report", finished.run.path, "--out", tmp_path / "page.html")
+    assert refused.code == 2
+    assert "exists already and is not overwritten" in refused.words
+    none = call("report", tmp_path)
+    assert none.code == 3
+    assert "no run in it" in none.words
 
 
 @pytest.mark.slow
