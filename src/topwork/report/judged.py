@@ -20,7 +20,7 @@ from topwork.errors import DataError, ImageError, TopworkError
 from topwork.records import Preprocessing
 from topwork.statistics import wilson
 
-THUMBNAIL_PX = 72
+THUMBNAIL_PX = 64  # of photographs 256 px high, half the scale is decoded
 THUMBNAILS = 500
 """Pictures in a page: at some 2 KB each it stays far below 5 MB. Mistakes come first, the surest before others."""
 
