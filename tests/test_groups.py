@@ -296,12 +296,29 @@ def test_training_images_like_locked_ones_are_left_out_unless_a_class_would_be_e
         [of(0, 0, "train", "s"), of(1, 0, "train"), of(2, 0, "train"), of(3, 0, "test", "s"),
          of(4, 1, "train", "t"), of(5, 1, "train"), of(6, 1, "test", "t")]
     )  # fmt: skip
-    faults, warnings = data.like_locked(given_, "test folder")
+    faults, warnings, across = data.like_locked(given_, "test folder")
+    assert across == 0
     assert [(f.path, f.kind) for f in faults] == [("0/img_0.jpg", "nearly the same in test")]
     assert "img_3" in faults[0].detail
     assert len(warnings) == 1
     assert "'c1'" in warnings[0]
     assert data.like_locked(given_, "val folder")[0][0].kind == "nearly the same in val"
+
+
+def test_photos_of_one_scene_on_both_sides_of_the_users_split_stay_and_are_told() -> None:
+    """Eight images of two classes; the first pair is one picture, the second pair one scene."""
+    parts: list[Part] = ["train", "test", "train", "test", "train", "train", "train", "train"]
+    scenes = ["a", "a", "b", "b", "", "", "", ""]
+    rows = [replace(example(i, i % 2, scene=scenes[i]), part=parts[i]) for i in range(8)]
+    kinds = np.array([groups.KINDS.index("near-duplicate"), groups.KINDS.index("burst")])
+    found = groups.Found(groups.known(rows), np.array([[0, 1], [2, 3]]), kinds, (0.5, 0.0))
+    faults, warnings, across = data.like_locked(dataset(rows), "test folder", groups.alike(found))
+    assert [f.path for f in faults] == [rows[0].path]
+    assert across == 1
+    assert len(warnings) == 1
+    assert rows[2].path in warnings[0]
+    assert rows[3].path in warnings[0]
+    assert "your test part" in warnings[0]
 
 
 def test_images_of_one_group_are_no_independent_witnesses() -> None:

@@ -152,16 +152,18 @@ def one_side(dataset: Dataset, chosen_by: Collection[str], seed: int) -> tuple[D
     return replace(dataset, examples=examples), moved
 
 
-def like_locked(dataset: Dataset, locked: str) -> tuple[tuple[Fault, ...], tuple[str, ...]]:
-    """Training images that belong together with locked ones, as faults; and warnings. `locked`: what is, in words.
+def like_locked(
+    dataset: Dataset, locked: str, alike: NDArray[np.int64] | None = None
+) -> tuple[tuple[Fault, ...], tuple[str, ...], int]:
+    """Training images that look like locked ones, as faults; warnings; how many others show the scene of a locked one.
 
-    A class that would be left with fewer than two groups keeps its images, which a warning says.
+    `locked`: what is, in words. `alike`: (n,) groups without photos of one scene; default: all that is known. A class
+    that would be left with fewer than two groups keeps its images, and photos of one scene stay, since the split is
+    the user's: warnings say so.
     """
-    index = groups.known(dataset.examples)
-    first: dict[int, str] = {}
-    for e, g in zip(dataset.examples, index, strict=True):
-        if e.part == "test":
-            first.setdefault(int(g), e.path)
+    scenes = groups.known(dataset.examples)
+    index = scenes if alike is None else alike
+    first = _first_locked(dataset, index)
     pairs = [(e, int(g)) for e, g in zip(dataset.examples, index, strict=True) if e.part == "train"]
     left = Counter(label for label, _ in {(e.label, g) for e, g in pairs if g not in first})
     kind = "nearly the same in val" if locked == "val folder" else "nearly the same in test"
@@ -174,13 +176,35 @@ def like_locked(dataset: Dataset, locked: str) -> tuple[tuple[Fault, ...], tuple
     def named(label: int) -> str:  # images without any of several labels are a class of their own
         return dataset.classes[label] if label < len(dataset.classes) else "no label"
 
+    locked_scenes = _first_locked(dataset, scenes)
+    shared = [
+        (e.path, locked_scenes[int(s)])
+        for e, g, s in zip(dataset.examples, index, scenes, strict=True)
+        if e.part == "train" and int(g) not in first and int(s) in locked_scenes
+    ]
     kept = Counter(named(e.label) for e, g in pairs if g in first and left[e.label] < LEAST_GROUPS)
     warnings = tuple(
         f"{n} training image{'' if n == 1 else 's'} of class {name!r} belong together with locked ones and stay: too"
         " little else is there to learn from. The result is too good for this class."
         for name, n in sorted(kept.items())
     )
-    return faults, warnings
+    if shared:
+        own, other = shared[0]
+        part = "val" if locked == "val folder" else "test"
+        warnings += (
+            f"{len(shared):,} training images seem to show a scene that your {part} part shows, too, such as {own} and"
+            f" {other}. They stay, since the split is yours; on new scenes the result may be too good.",
+        )
+    return faults, warnings, len(shared)
+
+
+def _first_locked(dataset: Dataset, index: NDArray[np.int64]) -> dict[int, str]:
+    """Of each group that has any, the path of its first locked image."""
+    first: dict[int, str] = {}
+    for e, g in zip(dataset.examples, index, strict=True):
+        if e.part == "test":
+            first.setdefault(int(g), e.path)
+    return first
 
 
 def independent(examples: Sequence[Example]) -> float:

@@ -169,6 +169,14 @@ def depths(cuts: int) -> list[int]:
     return sorted({max(0, round(d * cuts) - 1) for d in DEPTHS})
 
 
+def alike(found: Found) -> Ints:
+    """The groups without bursts: copies, given groups and near-duplicates alone, (n,)."""
+    union = Union(len(found.index))
+    for i, j in found.pairs[found.kinds < KINDS.index("burst")]:  # they were linked before any burst was
+        union.join(int(i), int(j))
+    return union.index()
+
+
 def facts(examples: Sequence[Example], found: Found, *, most: int = 5) -> Grouped:
     """What run.json keeps of the groups: how many of each kind, and the largest."""
     members = defaultdict(list)

@@ -163,7 +163,8 @@ class Grouped:
     limit: float  # distance, over that to other images of the class, up to which two are one scene; 0: not looked for
     limit_in_order: float  # the same for neighbours by name or capture time; 0: the order says nothing
     moved: int = 0  # images that changed sides so that their group stands on one side
-    left_out: int = 0  # images that were left out of training for the sake of a test folder
+    left_out: int = 0  # images that were left out of training, since they look like some of a test folder
+    across: int = 0  # training images that show a scene of the user's own test folder, and stay
     cut: str = ""  # at which the two accuracies were measured; "" where bursts and near-duplicates make no difference
     accuracy_apart: float | None = None  # leave-group-out: what to expect on new scenes
     accuracy_mixed: float | None = None  # leave-one-out, as if photos of one scene might stand on both sides

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topwork import budget as budgets
 from topwork import data, faults, features, groups, listing, memo, plan, sketches, zoo
@@ -310,7 +311,7 @@ class _Race:
                 break
             self.chosen_by.update(e.digest for e in part.examples)
             with self.clock.time("group"):
-                part, grouped = self._grouped(part, seen[0])
+                part, grouped, _ = self._grouped(part, seen[0])
             with self.clock.time("probe"):
                 tried = self._probed(part, seen)
                 if self.auto:
@@ -333,16 +334,17 @@ class _Race:
         with self.clock.time("look"):
             dataset = self._seen_through(dataset)
         with self.clock.time("group"):
-            dataset, grouped = self._grouped(dataset, seen[0])
-            dataset, seen, grouped = self._one_side(dataset, seen, grouped)
+            dataset, grouped, alike = self._grouped(dataset, seen[0])
+            dataset, seen, grouped = self._one_side(dataset, seen, grouped, alike)
         self.watch.show("groups", grouped)
         with self.clock.time("probe"):
             measured = self._probed(dataset, seen)
         self.images = len(measured[0].rows)
         return replace(self._survey(measured), grouped=grouped)
 
-    def _grouped(self, dataset: Dataset, seen: features.Features) -> tuple[Dataset, Grouped]:
-        """The dataset with what belongs together marked; found by the features of the cheapest backbone."""
+    def _grouped(self, dataset: Dataset, seen: features.Features) -> tuple[Dataset, Grouped, NDArray[np.int64]]:
+        """The dataset with what belongs together marked, found by the features of the cheapest backbone; what is said
+        of it; and (n,) groups without photos of one scene."""
         examples, backbone = dataset.examples, self.contenders[0].loaded
         sketched, missing = Sketches.under(self.cache).get([e.digest for e in examples])
         hashes = sketches.hashed(sketched)
@@ -368,20 +370,21 @@ class _Race:
         marked = tuple(
             replace(e, scene=str(g) if sizes[g] > 1 else "") for e, g in zip(examples, found.index, strict=True)
         )
-        return replace(dataset, examples=marked), groups.facts(examples, found)
+        return replace(dataset, examples=marked), groups.facts(examples, found), groups.alike(found)
 
     def _one_side(
-        self, dataset: Dataset, seen: tuple[features.Features, ...], grouped: Grouped
+        self, dataset: Dataset, seen: tuple[features.Features, ...], grouped: Grouped, alike: NDArray[np.int64]
     ) -> tuple[Dataset, tuple[features.Features, ...], Grouped]:
-        """No group on both sides of what is locked: by moving images where the part was drawn here, else by leaving out
-        those of training."""
+        """No group on both sides of what is locked, by moving images where the part was drawn here; of a user's own
+        split what looks alike is left out of training, and photos of one scene are told."""
         if self.locked == "out-of-sample":
             return dataset, seen, grouped
         if self.locked == "held-out part" and not self.given:
             dataset, moved = data.one_side(dataset, self.chosen_by, self.seed)
             return dataset, seen, replace(grouped, moved=moved)
-        left, warnings = data.like_locked(dataset, self.locked)
+        left, warnings, across = data.like_locked(dataset, self.locked, alike)
         dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
+        grouped = replace(grouped, across=across)
         if not left:
             return dataset, seen, grouped
         gone = {fault.path for fault in left}
