@@ -15,11 +15,14 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed   ## the main job on handwritten digits, with the embedded backbone
 	$(BIN)/topwork demo
 
+# A process per core, each computing on one thread: threads of several processes would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(VENV)/.installed   ## every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed   ## without the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(VENV)/.installed   ## style and types
 	$(BIN)/ruff check .
