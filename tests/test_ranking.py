@@ -160,8 +160,8 @@ def test_log_loss_by_hand() -> None:
     assert sigmoid.losses(log_odds, truth) == pytest.approx([(np.log(2) + np.log(1 + np.exp(2))) / 2])
 
 
-@settings(max_examples=60, deadline=None)
-@given(n=st.integers(2, 60), seed=st.integers(0, 1000), ties=st.booleans())
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 30), seed=st.integers(0, 1000), ties=st.booleans())
 def test_each_labels_own_threshold_has_the_best_f1(n: int, seed: int, ties: bool) -> None:
     """Oracle: scikit-learn's F1 at every score."""
     scores, truth = some(n, 3, seed, ties=ties)
