@@ -24,6 +24,7 @@ from PIL import Image
 import common
 import decode
 from topwork import data, faults, images, sketches
+from topwork.listing import GUESSED, listed
 from topwork.sketches import Sketches, sketch
 
 FILES = 20_000
@@ -85,7 +86,7 @@ def bare(paths: list[Path]) -> None:
 
 def checked(name: str, folder: Path, rounds: int) -> dict[str, float]:
     """The bare loop's seconds over those of `check` with a new cache, by the clock and of CPU; medians of rounds."""
-    paths = [folder / e.path for e in data.read_folder(folder).examples]
+    paths = [folder / e.path for e in data.read(folder).examples]
     found, ratios, of_cpu = [], [], []
     for _ in range(rounds):
         start, cpu = time.perf_counter(), time.process_time()
@@ -94,7 +95,7 @@ def checked(name: str, folder: Path, rounds: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as cache:
             start, cpu = time.perf_counter(), time.process_time()
             store = Sketches(Path(cache) / "sketches")
-            dataset = data.read_folder(folder, sketches=store)
+            dataset = data.read(folder, sketches=store)
             faults.before(dataset)
             faults.after(dataset, *store.get([e.digest for e in dataset.examples]))
             ours, cpu_ours = time.perf_counter() - start, time.process_time() - cpu
@@ -115,7 +116,7 @@ def listing(root: Path, count: int) -> float:
         for i in range(count // 20):
             (root / f"class {label}" / f"{i:06}.jpg").touch()
     start = time.perf_counter()
-    files, _, _ = data._listed(root)
+    files = listed(str(root), GUESSED).items
     seconds = time.perf_counter() - start
     print(f"listing {len(files):,} files in 20 folders: {seconds:.2f} s, {len(files) / seconds:,.0f} files/s")
     return len(files) / seconds

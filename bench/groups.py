@@ -51,7 +51,7 @@ def main() -> None:
 
 def near(name: str, backbone: zoo.Backbone, home: Path) -> dict[str, object]:
     """Pairs of an image and its variant that are linked as near-duplicates; pairs of different images that are."""
-    dataset = data.read_folder(common.SETS / name)
+    dataset = data.read(common.SETS / name)
     n, rng, target = len(dataset.examples), np.random.default_rng(0), home / f"near-{name}"
     for i in rng.permutation(n)[:60]:
         example = dataset.examples[i]
@@ -60,7 +60,7 @@ def near(name: str, backbone: zoo.Backbone, home: Path) -> dict[str, object]:
                 path = target / dataset.classes[example.label] / f"{i}-{kind}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 variant.save(path, quality=quality)
-    made = data.read_folder(target)
+    made = data.read(target)
     old, new = (
         features.measure([backbone], root, d.examples, cache=home / "cache")[0]
         for root, d in ((common.SETS / name, dataset), (target, made))
@@ -104,7 +104,7 @@ def variants(image: Image.Image) -> Iterator[tuple[str, Image.Image, int]]:
 
 def calm(name: str, backbone: zoo.Backbone, home: Path) -> dict[str, object]:
     """How many images of a set get grouped as it is, and how near the nearest are."""
-    dataset = data.read_folder(common.SETS / name)
+    dataset = data.read(common.SETS / name)
     start = time.process_time()
     seen = features.measure([backbone], common.SETS / name, dataset.examples, cache=home / "cache")[0]
     passed = time.process_time() - start
@@ -146,7 +146,7 @@ def burst(name: str, backbone: zoo.Backbone, home: Path, strong: bool) -> dict[s
     """Bursts of SHOTS photos of SCENES scenes a class: what is found of them, and what it makes."""
     target = home / f"burst-{name}-{strong}"
     write_bursts(common.SETS / name, target, strong)
-    dataset = data.read_folder(target / "old")
+    dataset = data.read(target / "old")
     seen = features.measure([backbone], target / "old", dataset.examples, cache=home / "cache")[0]
     scene = np.array([re.sub(r"IMG_\d+_(\d+)-\d+", r"\1", e.path) for e in dataset.examples])
     rng = np.random.default_rng(0)
