@@ -23,6 +23,8 @@ from topwork.records import (
     Estimate,
     Example,
     Fault,
+    GroupCount,
+    Grouped,
     Growth,
     GrowthPoint,
     Metrics,
@@ -520,6 +522,17 @@ def test_every_fact_is_drawn_as_it_comes(record: RunRecord) -> None:
         end = said.find(part, end)
         places.append(end)
     assert -1 not in places
+
+
+def test_what_crosses_the_users_own_split_is_told() -> None:
+    together = Grouped(
+        10, 9, 2, (GroupCount("burst", 1, 2, (("a/1.png", "a/2.png"),)),), (("a/1.png", "a/2.png"),), (2,), 0.5, 0.0
+    )
+    said = " ".join(shown(("groups", together), ("warnings", ("One scene stands on both sides.",))).split())
+    assert "stay on one side, in 1 groups" in said
+    assert "One scene stands on both sides." in said
+    crossed = " ".join(shown(("groups", replace(together, across=1))).split())
+    assert "stay on one side but for your own split" in crossed
 
 
 def test_facts_that_nobody_draws_are_passed_over(finished: Finished) -> None:

@@ -385,6 +385,8 @@ class _Race:
         left, warnings, across = data.like_locked(dataset, self.locked, alike)
         dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
         grouped = replace(grouped, across=across)
+        if warnings:
+            self.watch.show("warnings", warnings)
         if not left:
             return dataset, seen, grouped
         gone = {fault.path for fault in left}

@@ -127,14 +127,12 @@ class TerminalWatch:
             dataset(self._console, fact)
         elif type(fact) in _DRAWN:
             _DRAWN[type(fact)](self._console, fact)
-        elif what in {"faults", "findings"} and isinstance(fact, tuple):
-            (faults if what == "faults" else findings)(self._console, fact)
+        elif what in _LISTS and isinstance(fact, tuple):
+            _LISTS[what](self._console, fact)
         elif what == "dropped" and isinstance(fact, Standing):
             dropped(self._console, fact)
         elif what == "standings" and isinstance(fact, tuple):
             self._standings = fact
-        elif what == "shortcuts" and isinstance(fact, tuple):
-            shortcuts(self._console, fact)
         elif what in {"budget", "cleaned"} and isinstance(fact, tuple):
             (budget if what == "budget" else cleaned)(self._console, *fact)
         elif isinstance(fact, Trial):
@@ -195,9 +193,10 @@ def grouped(console: Console, facts: Grouped) -> None:
     """Which images belong together; nothing where all stand alone."""
     if not facts.together:
         return
+    own = " but for your own split" if facts.across else ""
     console.print(
         f"[bold]Groups[/]  {facts.together:,} of {facts.images:,} images belong together with another and stay on one"
-        f" side, in {facts.groups - facts.images + facts.together:,} groups of up to {max(facts.sizes):,}",
+        f" side{own}, in {facts.groups - facts.images + facts.together:,} groups of up to {max(facts.sizes):,}",
         highlight=False,
     )
     for count in facts.counts:
@@ -208,6 +207,12 @@ def grouped(console: Console, facts: Grouped) -> None:
         )
     if facts.moved:
         console.print(f"      {facts.moved:,} changed sides for it", highlight=False)
+
+
+def warnings(console: Console, found: Sequence[str]) -> None:
+    """What the pass has brought to light about the data, in sentences."""
+    for warning in found:
+        console.print(f"      [yellow]{escape(warning)}[/]", highlight=False)
 
 
 def findings(console: Console, found: Sequence[Finding]) -> None:
@@ -515,6 +520,11 @@ _DRAWN: dict[type, Callable[[Console, Any], None]] = {
     Suspects: suspects, Growth: growth,
 }  # fmt: skip
 """Facts that are drawn as they come, whatever they are called."""
+
+_LISTS: dict[str, Callable[[Console, Any], None]] = {
+    "faults": faults, "findings": findings, "warnings": warnings, "shortcuts": shortcuts,
+}  # fmt: skip
+"""Facts that come as tuples, by what they are called."""
 
 
 def _estimate(e: Estimate) -> str:
