@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from topwork.answers import Prediction
     from topwork.catalogue import backbones
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
-    from topwork.model import Model, Prediction, load
+    from topwork.model import Model, load
     from topwork.runs import Run, load_run
     from topwork.survey import Survey, measure
     from topwork.workflow import check, fit, judge, resume
@@ -18,7 +19,7 @@ _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "backbones": "catalogue", "pull": "zoo",
-    "Model": "model", "Prediction": "model", "load": "model",
+    "Model": "model", "Prediction": "answers", "load": "model",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
     "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
 }  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from topwork import images
+from topwork import answers, images
+from topwork.answers import Prediction, Seen, answer
 from topwork.engine import normalisation, pool, prepare
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.images import Source
@@ -32,23 +32,6 @@ BATCH = 16  # as in features.py: larger gains nothing on a CPU
 TIMED = 3  # passes whose median is the latency, after one that warms caches and kernels up
 FILE = "model.safetensors"
 LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one image. `error` says why there is none; then the rest is empty.
-
-    Where an image may have several labels, `label` is the most probable of those that were given.
-    """
-
-    source: str
-    label: str | None  # None, too, where an image may have several labels and has none
-    probability: float | None  # of `label`
-    probabilities: dict[str, float]
-    error: str | None = None
-    labels: tuple[
-        str, ...
-    ] = ()  # all that were given, the most probable first; at most one unless there may be several
 
 
 class Model:
@@ -67,16 +50,21 @@ class Model:
         """Class names in the order of the scores."""
         return self.facts.classes
 
-    def logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
-        """Scores before the temperature: (b, C)."""
+    def see(self, batch: NDArray[np.uint8]) -> Seen:  # batch: (b, h, w, 3)
+        """Scores, pooled features and the maps at every tap."""
         with torch.inference_mode():
-            x, pooled = self._pixels(batch), []
+            x, maps = self._pixels(batch), []
             for k, segment in enumerate(self._segments):
                 x = segment(x)
                 if k in self._taps:
-                    pooled.append(pool(x))
-            scores: NDArray[np.float32] = (torch.cat(pooled, dim=1) @ self._weight + self._bias).numpy()
-        return scores
+                    maps.append(x)
+            pooled = torch.cat([pool(x) for x in maps], dim=1)
+            scores = pooled @ self._weight + self._bias
+        return Seen(scores.numpy(), pooled.numpy(), tuple(x.numpy() for x in maps))
+
+    def logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
+        """Scores before the temperature: (b, C)."""
+        return self.see(batch).scores
 
     def predict(self, sources: Source | Sequence[Source]) -> list[Prediction]:
         """Classes and calibrated probabilities of images, in order.
@@ -96,14 +84,11 @@ class Model:
                 good = [x for x in loaded if not isinstance(x, ImageError)]
                 rows = iter(self.probabilities(np.stack(good)) if good else ())
                 for source, x in zip(chunk, loaded, strict=True):
-                    yield self._answer(source, x if isinstance(x, ImageError) else next(rows))
+                    yield answer(source, x if isinstance(x, ImageError) else next(rows), self.facts)
 
     def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
         """Calibrated probabilities: (b, C). Rows sum to 1, unless an image may have several labels."""
-        logits = torch.from_numpy(self.logits(batch)) / self.facts.temperature
-        shares = logits.sigmoid() if self.facts.multi_label else logits.softmax(dim=1)
-        result: NDArray[np.float32] = shares.numpy()
-        return result
+        return answers.probabilities(self.logits(batch), self.facts)
 
     def save(self, folder: Path) -> None:
         """Write model.json and model.safetensors into a folder that must not exist yet."""
@@ -122,20 +107,6 @@ class Model:
             return images.load(source, self.facts.preprocessing)
         except ImageError as error:
             return error
-
-    def _answer(self, source: Source, result: ImageError | NDArray[np.float32]) -> Prediction:
-        name = str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
-        if isinstance(result, ImageError):
-            return Prediction(name, None, None, {}, str(result))
-        probabilities = {c: float(p) for c, p in zip(self.classes, result, strict=True)}
-        best = [int(result.argmax())]
-        if self.facts.multi_label:
-            order = np.argsort(-result, kind="stable")
-            best = [int(k) for k in order if float(result[k]) >= self.facts.thresholds[k]]
-        if not best:
-            return Prediction(name, None, None, probabilities)
-        labels = tuple(self.classes[k] for k in best)
-        return Prediction(name, labels[0], float(result[best[0]]), probabilities, labels=labels)
 
 
 def create(facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Model:

@@ -402,6 +402,17 @@ class MultiLabelMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Answers of about the same probability: how often are they right?"""
+
+    probability: float  # that they were given, on average
+    right: float  # share of them that is right, with its 95% interval
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """How good the model is. confusion[true][predicted] counts images.
 
@@ -417,6 +428,38 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     multi_label: MultiLabelMetrics | None = None  # None where an image has one label
+    calibration_low: float | None = None  # 95% interval of the calibration error
+    calibration_high: float | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()  # rising; of the top answer; empty where there may be several labels
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """How images of none of the classes are told: by a score that rises the less an image is like those learnt from."""
+
+    method: str  # what the score is: "distance" or "energy"
+    false_alarm: float  # share of images of the classes that may be taken for none of them, as asked for
+    threshold: float  # score above which an image is taken for none of them
+    quantiles: tuple[float, ...]  # scores of images of the classes, out of sample, at 0%, 1%, ... 100%
+    measured: Estimate | None  # share of the judged images above the threshold; None where they set it
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Prediction sets at one level, on images that did not set them."""
+
+    level: float  # share of images whose class should be in the set, 0..1
+    covered: Estimate  # share whose class is
+    size: float  # classes in a set, on average
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """What prediction sets rest on: how little probability the true class of an image outside the training had."""
+
+    quantiles: tuple[float, ...]  # of 1 - probability of the true class, out of sample, at 0%, 1%, ... 100%
+    n: int  # images behind them
+    coverage: tuple[Coverage, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -600,6 +643,8 @@ class RunRecord:
     shortcuts: tuple[Shortcut, ...] = ()  # empty where an image may have several labels
     growth: Growth | None = None  # None where there are too few images, or several labels per image
     groups: Grouped | None = None  # which images belong together; None in runs of an earlier topwork
+    unknown: Unknown | None = None  # how images of none of the classes are told; None where too few images tell
+    sets: Sets | None = None  # None where an image may have several labels
 
     @property
     def backbone(self) -> BackboneFacts:
@@ -634,6 +679,8 @@ class ModelFacts:
     versions: dict[str, str]
     multi_label: bool = False  # whether an image may have several labels: their probabilities are sigmoids
     thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
+    unknown: Unknown | None = None  # how images of none of the classes are told
+    sets: Sets | None = None  # what prediction sets rest on
 
 
 T = TypeVar("T")
