@@ -177,6 +177,11 @@ def decoded_size(data: bytes, preprocessing: Preprocessing) -> tuple[int, int]:
     return _reduced(_open(data), data, DRAFT_MARGIN * preprocessing.resize_px).size
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """(width, height) in px as the header states them; nothing is decoded. Raises ImageError."""
+    return _open(data).size
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Bring any Pillow mode to upright 8-bit sRGB; or to L, a third of the work, where all channels would be one.
 
