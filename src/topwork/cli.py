@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import MissingError, TopworkError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -433,6 +433,57 @@ def report(
     from topwork import report as page
 
     console.print(str(page.write(run, out)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs' folders; NAME=RUN calls a model by another name.")
+    ],
+    host: Annotated[str, typer.Option("--host", help="Where to listen; 0.0.0.0: for all who reach this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", help="0: any that is free.", min=0, max=65535)] = 8000,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key", envvar="TOPWORK_KEY", help="What every request must send as `X-API-Key` (better: TOPWORK_KEY)."
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        int, typer.Option("--max-bytes", metavar="BYTES", help="Of one image; a request may have twice as many.", min=1)
+    ] = 32 * 2**20,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", metavar="PIXELS", help="Of one image.", min=1)] = (
+        50_000_000
+    ),
+    max_images: Annotated[int, typer.Option("--max-images", help="Of one request.", min=1)] = 64,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", help="Images under way; what comes then is told to try again.", min=1)
+    ] = 256,
+    log: Annotated[bool, typer.Option("--log", help="A line for each request, on standard error.")] = False,
+) -> None:
+    """Answer over HTTP, and on a web page, what models say of images. Ctrl-C ends it, once what it took is answered."""
+    console, _ = _screen(False)
+    try:
+        from topwork import serve as server
+    except ModuleNotFoundError as error:
+        raise MissingError(f"serve needs {error.name}; install it with: pip install 'topwork[serve]'") from error
+    from topwork import model
+
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
+        raise UsageError("--key: expected letters, digits and signs of ASCII; HTTP headers hold no others")
+    limits = server.Limits(
+        request_bytes=2 * max_bytes, image_bytes=max_bytes, pixels=max_pixels, images=max_images, waiting=max_waiting
+    )
+
+    def ready(address: str) -> None:
+        console.print(f"{address}   (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        if host not in server.LOOPBACK and key is None:
+            console.print("[yellow]Whoever reaches this machine can ask; --key asks for a key.[/]", soft_wrap=True)
+
+    server.serve(
+        runs, model.load, host=host, port=port, key=key, limits=limits, ready=ready, log="info" if log else "warning"
+    )
 
 
 @app.command()

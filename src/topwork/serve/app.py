@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
@@ -164,8 +164,13 @@ async def _images(request: Request, limits: Limits) -> list[Sent]:
 
 
 async def _form(request: Request, limits: Limits) -> list[Sent]:
-    parser = _InMemory(request.headers, request.stream(), max_files=limits.images, max_fields=limits.images)
+    data = await request.body()  # whole first: what fails on its way leaves no half-read form behind
+
+    async def came() -> AsyncGenerator[bytes, None]:
+        yield data
+
     try:
+        parser = _InMemory(request.headers, came(), max_files=limits.images, max_fields=limits.images)
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
@@ -173,10 +178,13 @@ async def _form(request: Request, limits: Limits) -> list[Sent]:
         raise Refused(400, f"the form cannot be read: {error.message}") from error
     except KeyError as error:
         raise Refused(400, "the form cannot be read: its content type states no boundary") from error
-    files = [v for _, v in form.multi_items() if isinstance(v, UploadFile)]
-    if not files:
+    try:
+        sent = [Sent(v.filename or None, await v.read()) for _, v in form.multi_items() if isinstance(v, UploadFile)]
+    finally:
+        await form.close()
+    if not sent:
         raise Refused(400, "the form has no files; send images as files of a field such as `image`")
-    return [Sent(f.filename or None, await f.read()) for f in files]
+    return sent
 
 
 async def _text(text: str, kind: str) -> Response:

@@ -118,7 +118,7 @@ class Guard:
         if self._key is None or scope["path"] in OPEN:
             return
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), self._key.encode()):
+        if not secrets.compare_digest(given.encode("latin-1"), self._key.encode()):
             raise Refused(
                 401, "send the server's key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
                 **{"www-authenticate": "Bearer"},
