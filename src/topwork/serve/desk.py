@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork import answers, images
-from topwork.answers import Seen
+from topwork.asking import Asked
 from topwork.errors import ImageError
 from topwork.records import ModelFacts
 from topwork.serve.batching import MOST, Batcher, FullError
@@ -23,16 +22,6 @@ from topwork.serve.metrics import Counted
 from topwork.serve.schema import About, Answer, Answers
 
 Pixels = NDArray[np.uint8]
-
-
-class Asked(Protocol):
-    """A model as it is asked: PyTorch's or ONNX Runtime's."""
-
-    facts: ModelFacts
-
-    def see(self, batch: Pixels) -> Seen:
-        """(b, h, w, 3) to what it sees in b images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +54,11 @@ class Desk:
     def __init__(self, served: Mapping[str, Served], limits: Limits, counted: Counted, *, batch: int = MOST) -> None:
         self.served, self._limits, self._counted, self._batch = served, limits, counted, batch
         self.batchers: dict[str, Batcher] = {}
-        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._decoders: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
         """Begin to take images; each model sees a black one, since the first is slow."""
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         for name, s in self.served.items():
             batcher = Batcher(
                 s.model.see, room=self._limits.waiting, most=self._batch, told=partial(self._counted.batch, name)
@@ -82,7 +72,8 @@ class Desk:
         for batcher in self.batchers.values():
             await batcher.close()
         self.batchers.clear()
-        self._decoders.shutdown(wait=True)
+        if self._decoders is not None:
+            self._decoders.shutdown(wait=True)
 
     def chosen(self, name: str | None) -> Served:
         """The model of this name, or the first one. Raises Refused."""

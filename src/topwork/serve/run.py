@@ -11,9 +11,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from topwork.asking import Asked
 from topwork.errors import UsageError
 from topwork.serve.app import create
-from topwork.serve.desk import Asked, Served
+from topwork.serve.desk import Served
 from topwork.serve.guard import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

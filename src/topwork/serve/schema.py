@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-CONTENT = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/tiff", "image/bmp", "image/avif", "image/heic")
+CONTENT = ("image/jpeg", "image/png", "image/webp", "image/gif")  # those that the document names; others are taken, too
 
 
 class Answer(BaseModel):
@@ -95,7 +95,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
     "required": True,
-    "description": "One image as it is, or several as a form's files of any field names.",
+    "description": "One image as it is (any format that is read), or several as a form's files of any field names.",
     "content": {
         **dict.fromkeys((*CONTENT, "application/octet-stream"), BINARY),
         "multipart/form-data": {
