@@ -473,7 +473,6 @@ def serve(
         from topwork import serve as server
     except ModuleNotFoundError as error:
         raise MissingError(f"serve needs {error.name}; install it with: pip install 'topwork[serve]'") from error
-    from topwork import model
 
     if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
         raise UsageError("--key: expected letters, digits and signs of ASCII; HTTP headers hold no others")
@@ -487,7 +486,7 @@ def serve(
             console.print("[yellow]Whoever reaches this machine can ask; --key asks for a key.[/]", soft_wrap=True)
 
     server.serve(
-        runs, model.load, host=host, port=port, key=key, limits=limits, ready=ready, log="info" if log else "warning"
+        runs, _asked, host=host, port=port, key=key, limits=limits, ready=ready, log="info" if log else "warning"
     )
 
 

@@ -56,7 +56,7 @@ def create(
         text = resources.files("topwork.serve").joinpath(file).read_text(encoding="utf-8")
         path = "/" if file == "page.html" else f"/{file}"
         app.add_api_route(
-            path, partial(_text, text, kind), methods=["GET"], include_in_schema=False, response_class=Response
+            path, partial(_text, text, kind), methods=["GET", "HEAD"], include_in_schema=False, response_class=Response
         )
     return guard
 

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from topwork.asking import Asked
 from topwork.errors import UsageError
 from topwork.serve.app import create
+from topwork.serve.batching import MOST
 from topwork.serve.desk import Served
 from topwork.serve.guard import Limits
 
@@ -64,19 +65,20 @@ class _Timed(HttpToolsProtocol):
 def serve(
     runs: Sequence[str | Path], load: Callable[[Path], Asked], *, host: str = LOOPBACK[0], port: int = 8000,
     key: str | None = None, limits: Limits | None = None, ready: Callable[[str], None] | None = None,
-    log: str = "warning",
+    log: str = "warning", batch: int = MOST,
 ) -> None:  # fmt: skip
     """Serve the models of runs until it is told to stop (Ctrl-C, SIGTERM); what was taken is answered first.
 
     `runs`: folders, or NAME=FOLDER; else a model is called as its folder is. `load`: how a model is read from its
     folder. `host`: loopback by default, so that nothing outside the machine can ask. `ready` is told the address.
+    `batch`: images computed together at most.
     Raises UsageError where two models have one name or the port is taken, DataError where a folder holds no model.
     """
     served = named(runs, load)
     local = host in LOOPBACK
     app = create(
         served, limits=limits, key=key,
-        hosts=frozenset({*LOOPBACK, "[::1]"}) if local else frozenset(),
+        hosts=frozenset({*LOOPBACK, "[::1]"}) if local else frozenset(), batch=batch,
     )  # fmt: skip
     config = uvicorn.Config(
         app, host=host, port=port, http=_Timed, ws="none", log_level=log, access_log=log == "info", lifespan="on",
