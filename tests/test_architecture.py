@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "answers": set(),
     "asking": {"answers", "images"},
     "runtime": {"answers", "asking"},
+    "batch": {"answers", "asking", "images", "listing", "stores"},
     "model": {"answers", "asking", "zoo", "engine"},
     "portable": {"answers", "engine", "model", "runtime"},
     "search": {"train", "head", "statistics", "memo"},
@@ -97,7 +98,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"asking", "catalogue", "faults", "report", "runtime"},
+    | {"asking", "batch", "catalogue", "faults", "images", "report", "runtime"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"},  # lazily
     # among the leaves
