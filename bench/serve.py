@@ -143,7 +143,8 @@ def overload(run: Path, contents: Sequence[bytes], seconds: float) -> None:
             f"4 times overload ({4 * bears:.0f} a second): {found.count() / found.seconds:.1f} answered a second"
             f" ({found.count() / found.seconds / bears:.2f} of what it bears),"
             f" {found.count(503)} of {sum(map(len, found.latency.values()))} told 503 after p50"
-            f" {found.ms(0.5, 503):.0f}, p99 {found.ms(0.99, 503):.0f} ms; others {sorted(set(found.latency) - {200, 503})}"
+            f" {found.ms(0.5, 503):.0f}, p99 {found.ms(0.99, 503):.0f} ms;"
+            f" others {sorted(set(found.latency) - {200, 503})}"
         )
         print(f"   memory {before:.0f} MB before, {first:.0f} and {after:.0f} MB after; the next answer took"
               f" {time.perf_counter() - start:.2f} s (bound 1 s), status {sorted(again.latency)}")  # fmt: skip

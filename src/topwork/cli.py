@@ -510,8 +510,9 @@ def serve(
             console.print("[yellow]Whoever reaches this machine can ask; --key asks for a key.[/]", soft_wrap=True)
 
     server.serve(
-        runs, _asked, host=host, port=port, key=key, limits=limits, ready=ready, log="info" if log else "warning"
-    )
+        runs, lambda folder: _asked(folder, many=False)[0], host=host, port=port, key=key, limits=limits, ready=ready,
+        log="info" if log else "warning",
+    )  # fmt: skip
 
 
 @app.command()

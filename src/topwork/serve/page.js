@@ -5,7 +5,7 @@ const SHOWN = 5;          // bars before "All classes"
 const AT_ONCE = 4;        // images under way at once
 const $ = id => document.getElementById(id);
 const percent = share => (100 * share).toFixed(1) + "%";
-let key = "", limits = null, models = [], under = 0;
+let key = "", limits = null, models = [], under = 0, begun;
 const queue = [];
 
 const headers = () => key ? { "X-API-Key": key } : {};
@@ -40,21 +40,23 @@ function tell() {
   document.title = m.name + " – topwork";
   const few = m.classes.slice(0, 12).join(", ") + (m.classes.length > 12 ? ", …" : "");
   const measure = m.several_labels ? "label-ranking average precision" : "right";
-  $("about").textContent = `${m.classes.length} classes: ${few}. ${percent(m.accuracy)} ${measure} `
+  $("about").textContent = `${m.classes.length} classes: ${few}${few.endsWith("…") ? "" : "."} ${percent(m.accuracy)} ${measure} `
     + `(95%: ${percent(m.accuracy_low)} to ${percent(m.accuracy_high)}), measured ${m.measured_on === "out-of-sample" ? "out of sample" : "on the " + m.measured_on}.`;
 }
 
-function take(files) {
+async function take(files) {
   const images = [...files].filter(f => f instanceof File);
   if (!images.length) { $("status").textContent = "There was no image in it."; return; }
-  if (!models.length) return;
+  await begun;  // which models there are
+  if (!models.length) { $("status").textContent ||= "The server cannot be asked yet."; return; }
   for (const file of images) {
     const card = $("card").content.cloneNode(true).firstElementChild;
     const picture = card.querySelector(".picture");
     const address = URL.createObjectURL(file);
     picture.src = address;
     picture.alt = file.name || "the pasted image";
-    picture.onload = picture.onerror = () => URL.revokeObjectURL(address);
+    picture.onload = () => URL.revokeObjectURL(address);
+    picture.onerror = () => { URL.revokeObjectURL(address); picture.hidden = true; };
     card.querySelector("figcaption").textContent = file.name || "pasted";
     card.querySelector(".answer").textContent = "…";
     $("results").prepend(card);
@@ -151,11 +153,11 @@ function bar([name, share]) {
   return row;
 }
 
-for (const id of ["files", "camera"]) $(id).onchange = event => { take(event.target.files); event.target.value = ""; };
+for (const id of ["files", "camera"]) $(id).onchange = event => { take([...event.target.files]); event.target.value = ""; };
 $("model").onchange = tell;
-$("unlock").onsubmit = event => { event.preventDefault(); key = $("key").value; start(); };
+$("unlock").onsubmit = event => { event.preventDefault(); key = $("key").value; begun = start(); };
 addEventListener("dragover", event => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", event => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
 addEventListener("drop", event => { event.preventDefault(); $("drop").classList.remove("over"); take(event.dataTransfer.files); });
 addEventListener("paste", event => { if (event.clipboardData.files.length) take(event.clipboardData.files); });
-start();
+begun = start();
