@@ -54,8 +54,11 @@ ALLOWED: dict[str, set[str]] = {
     "stack": {"probe", "statistics"},
     "evaluate": {"statistics", "plan", "probe", "head", "ranking", "sigmoid"},
     "answers": set(),
-    "known": set(),
-    "model": {"answers", "images", "zoo", "engine"},
+    "known": {"files"},
+    "asking": {"answers", "images", "known"},
+    "runtime": {"answers", "asking", "known"},
+    "model": {"answers", "asking", "known", "zoo", "engine"},
+    "portable": {"answers", "engine", "model", "runtime"},
     "search": {"train", "head", "statistics", "memo"},
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
@@ -67,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "growth": {"head", "probe", "statistics"},
     "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
     | {"suspects", "shortcuts", "growth"},
-    "runs": {"files", "model", "pictures", "splits"},
+    "runs": {"files", "model", "pictures", "portable", "runtime", "splits"},
     "report": {"files", "images", "statistics", "stores"},
     "workflow": {
         "budget",
@@ -87,13 +90,15 @@ ALLOWED: dict[str, set[str]] = {
         "evaluate",
         "groups",
         "ranking",
+        "asking",
         "model",
+        "portable",
         "runs",
         "report",  # where it is there
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"catalogue", "faults", "report"},
+    | {"asking", "catalogue", "faults", "report", "runtime"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"},  # lazily
     # among the leaves

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from topwork.errors import ImageError
 from topwork.records import ModelFacts
@@ -45,7 +44,20 @@ class Prediction:
 def probabilities(scores: Floats, facts: ModelFacts) -> Floats:  # (b, C) before the temperature
     """Calibrated probabilities: (b, C). Rows sum to 1, unless an image may have several labels."""
     calm = scores / np.float32(facts.temperature)
-    shares: Floats = expit(calm) if facts.multi_label else softmax(calm, axis=1)
+    return sigmoid(calm) if facts.multi_label else softmax(calm)
+
+
+def softmax(scores: Floats) -> Floats:  # (b, C)
+    """Shares of each row that sum to 1."""
+    grown = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: Floats = grown / grown.sum(axis=1, keepdims=True)
+    return shares
+
+
+def sigmoid(scores: Floats) -> Floats:
+    """1 / (1 + e^-x), where e^x would overflow, too."""
+    shrunk = np.exp(-np.abs(scores))
+    shares: Floats = np.where(scores >= 0, np.float32(1), shrunk) / (1 + shrunk)
     return shares
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from topwork.errors import DataError
+from topwork.files import write
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -36,6 +37,24 @@ SHRINKAGE = 0.3
 From 0.03 to 1 nothing changed by more than 2 points (bench/LOG.md)."""
 
 ROWS = 512  # images folded or looked up at once: their similarities to all kept ones then take 6 MB
+
+
+KINDS = {"float32": "F32", "float16": "F16", "int16": "I16", "int8": "I8"}  # as a safetensors file names them
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """Where an array lies in a safetensors file; read here, since prediction without PyTorch needs no other library."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+    def read(self, data: bytes) -> NDArray[Any]:
+        kind = {v: k for k, v in KINDS.items()}[self.dtype]
+        start, end = self.data_offsets
+        if not 0 <= start <= end <= len(data):
+            raise ValueError(f"bytes {start} to {end} of {len(data)}")
+        return np.frombuffer(data[start:end], dtype=kind).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,14 @@ class Known:
 
     def save(self, folder: Path) -> None:
         """Write known.safetensors into the model's folder."""
-        save_file({name: np.ascontiguousarray(a) for name, a in vars(self).items()}, folder / FILE)
+        header, start = {}, 0
+        arrays = {name: np.ascontiguousarray(a) for name, a in vars(self).items()}
+        for name, a in arrays.items():
+            header[name] = _Tensor(KINDS[a.dtype.name], a.shape, (start, start + a.nbytes))
+            start += a.nbytes
+        head = msgspec.json.encode(header)
+        head += b" " * (-len(head) % 8)
+        write(folder / FILE, b"".join([len(head).to_bytes(8, "little"), head, *(a.tobytes() for a in arrays.values())]))
 
     @classmethod
     def load(cls, folder: Path, width: int) -> Known | None:
@@ -123,10 +149,13 @@ class Known:
         if not file.is_file():
             return None
         try:
-            found = load_file(file)
-            known = cls(**{name: found[name] for name in cls.__dataclass_fields__})
-        except (OSError, SafetensorError, KeyError) as error:
+            content = file.read_bytes()
+            size = int.from_bytes(content[:8], "little")
+            tensors = msgspec.json.decode(content[8 : 8 + size], type=dict[str, _Tensor])
+            found = {name: tensors[name].read(content[8 + size :]) for name in cls.__dataclass_fields__}
+        except (OSError, KeyError, ValueError, msgspec.MsgspecError) as error:
             raise DataError(f"{file}: damaged ({error!r}); copy the model's folder anew, or fit again") from error
+        known = cls(**found)
         wrong = known._wrong(width)
         if wrong:
             raise DataError(f"{file}: {wrong}; copy the model's folder anew, or fit again")

@@ -620,6 +620,19 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxFacts:
+    """model.onnx: the model as a graph for other runtimes, compared with PyTorch on real images."""
+
+    bytes: int  # of the file; 0 where there is none
+    opset: int  # version of ONNX's operations
+    images: int  # on which it was compared
+    difference: float | None  # the largest of a score to PyTorch's; None where it could not be compared
+    largest: float | None  # the largest score, either sign
+    seconds: float  # that writing and comparing took
+    reason: str  # why there is no file; empty where there is one
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """run.json: every fact of a run."""
 
@@ -645,6 +658,7 @@ class RunRecord:
     groups: Grouped | None = None  # which images belong together; None in runs of an earlier topwork
     unknown: Unknown | None = None  # how images of none of the classes are told; None where too few images tell
     sets: Sets | None = None  # None where an image may have several labels
+    onnx: OnnxFacts | None = None  # the model as a graph; None in runs of an earlier topwork
 
     @property
     def backbone(self) -> BackboneFacts:

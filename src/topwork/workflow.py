@@ -27,6 +27,7 @@ from topwork import (
     listing,
     model,
     plan,
+    portable,
     ranking,
     runs,
     stores,
@@ -34,6 +35,7 @@ from topwork import (
     tune,
     zoo,
 )
+from topwork.asking import BATCH
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
@@ -193,8 +195,8 @@ def judge(
     watch.begin("predict", len(held_out.examples))
     logits, judged, unread = [], [], []
     with ThreadPoolExecutor() as workers:
-        for start in range(0, len(held_out.examples), model.BATCH):
-            batch = held_out.examples[start : start + model.BATCH]
+        for start in range(0, len(held_out.examples), BATCH):
+            batch = held_out.examples[start : start + BATCH]
             contents = list(workers.map(content, batch))
             unread += [
                 Fault(e.path, c.kind, c.detail)
@@ -466,8 +468,23 @@ def _saved(
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
     return runs.save(
-        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided
-    )
+        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided,
+        pixels=_some(m, kept, outcome.rows),
+    )  # fmt: skip
+
+
+def _some(m: Measured, kept: model.Model, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Pixels (n, h, w, 3) of a few of the judged images, spread over all of them; those that can still be read."""
+    store, side = stores.opened(m.dataset.root), kept.facts.preprocessing.crop_px
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, portable.IMAGES).round().astype(int))]
+    found = []
+    for i in chosen:
+        try:
+            found.append(kept.load(store.read(m.dataset.examples[i].path)))
+        except ImageError:  # gone since it was looked at
+            continue
+    good = [x for x in found if not isinstance(x, ImageError)]
+    return np.stack(good) if good else np.empty((0, side, side, 3), dtype=np.uint8)
 
 
 def _absolute(path: str | Path) -> str:
