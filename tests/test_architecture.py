@@ -53,7 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"probe", "sigmoid"},
     "stack": {"probe", "statistics"},
     "evaluate": {"statistics", "plan", "probe", "head", "ranking", "sigmoid"},
-    "answers": set(),
+    "answers": {"statistics"},
+    "trust": {"answers", "statistics"},
     "known": {"files"},
     "asking": {"answers", "images", "known"},
     "runtime": {"answers", "asking", "known"},
@@ -94,6 +95,9 @@ ALLOWED: dict[str, set[str]] = {
         "model",
         "portable",
         "runs",
+        "known",
+        "trust",
+        "statistics",
         "report",  # where it is there
     },
     # the front door reads, it computes nothing

@@ -26,6 +26,9 @@ FILE = "known.safetensors"
 MOST = 3000
 """Training images that are kept: 1.5 MB, and a look through all of them takes 2 ms."""
 
+MOST_TRAINED = 1000
+"""The same where layers were trained: the images have to pass through them once more."""
+
 VALUES = 15_000_000
 """Pooled features (images x features) that are read for it: 60 MB. Of very wide heads fewer images are kept."""
 
