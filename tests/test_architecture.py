@@ -110,7 +110,7 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "pictures",
     }
-    | {"catalogue", "faults", "report"},
+    | {"catalogue", "explained", "faults", "report"},
     "__main__": {"cli"},
     "__init__": {
         "explained",

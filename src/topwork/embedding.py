@@ -36,7 +36,8 @@ def flat(x: Floats) -> Floats:  # (n, d)
         y = z[:, :2] if z.shape[1] > 1 else np.pad(z, ((0, 0), (0, 2 - z.shape[1])))
         y = (y * (START / max(float(y[:, 0].std()), 1e-30))).astype(np.float32)
         y = _settled(_affinities(z, min(PERPLEXITY, (n - 1) / 3)), y)
-    return y / max(float(np.abs(y).max()), 1e-30)
+    placed: Floats = y / np.float32(max(float(np.abs(y).max()), 1e-30))
+    return placed
 
 
 def components(x: Floats, most: int) -> Floats:  # (n, d)
