@@ -49,7 +49,8 @@ def components(x: Floats, most: int) -> Floats:  # (n, d)
     values, vectors = np.maximum(values[::-1][:r], 0.0), vectors[:, ::-1][:, :r]
     found = vectors * np.sqrt(values) if len(z) <= z.shape[1] else z @ vectors
     found *= np.where(found[np.abs(found).argmax(axis=0), np.arange(r)] < 0, -1.0, 1.0)
-    return found.astype(np.float32)
+    coordinates: Floats = found.astype(np.float32)
+    return coordinates
 
 
 def _affinities(z: Floats, perplexity: float) -> csr_matrix:
