@@ -47,7 +47,7 @@ class Part:
             mask[at : at + c], mask[at + c : at + 2 * c] = keep != "maximum", keep != "average"
             at += 2 * c
         self.head = weight * mask, bias
-        self.see = whole.see
+        self.see, self.known = whole.see, whole.known
 
 
 def grad_cam(m: model.Model, seen: Seen, which: NDArray[np.int64]) -> Maps:
@@ -206,9 +206,15 @@ WAYS = {
     "t-SNE (scikit-learn), 300 steps": sk(300),
     "t-SNE (scikit-learn), 500 steps": sk(500),
     "embedding.flat": embedding.flat,
+    "embedding.flat of folded features": lambda z: embedding.flat(folded(z)),
     "the same, 50 steps": stepped(50, 25),
     "the same, 250 steps": stepped(250, 80),
 }
+
+
+def folded(z: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a run remembers of its training images (known.py)."""
+    return Known.of(z).features.astype(np.float32)
 
 
 def kept_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int = 10) -> float:
@@ -218,7 +224,7 @@ def kept_neighbours(a: NDArray[np.float32], b: NDArray[np.float32], k: int = 10)
 
 
 def flat_maps(features: NDArray[np.float32]) -> None:
-    unit = Known.of(features).reduced(features)
+    unit = embedding.standard(features)
     for name, way in WAYS.items():
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")

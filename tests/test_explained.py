@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from conftest import SIZE_PX, Finished, Log, WritePhotos
 from topwork import explained, explanation, images, runs, workflow
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.explained import BATCH, MISTAKES, NEAREST, SHOWN, Learnt, worth_seeing
-from topwork.known import Known
 from topwork.runs import Run
 
 
@@ -118,11 +116,11 @@ def test_of_many_images_a_part_of_every_class_is_mapped_and_judged_ones_first(
     judged = parquet.read_table(copy.path / "predictions.parquet")
     parquet.write_table(judged.take([0, 9]), copy.path / "predictions.parquet")
     monkeypatch.setattr(explained, "MAPPED", 8)
-    paths, labels = explained._mapped(copy)
+    paths, labels = explained._mapped(copy, None)
     assert len(paths) == 8 and set(judged["path"].take([0, 9]).to_pylist()) <= set(paths)
     assert sorted(Counter(labels).values())[0] >= 2
     monkeypatch.setattr(explained, "MAPPED", 1)
-    assert set(explained._mapped(copy)[0]) <= set(judged["path"].take([0, 9]).to_pylist())
+    assert set(explained._mapped(copy, None)[0]) <= set(judged["path"].take([0, 9]).to_pylist())
 
 
 def test_images_that_are_gone_are_left_out(finished: Finished, tmp_path: Path) -> None:
@@ -181,13 +179,8 @@ def test_a_trained_model_is_explained_too(make_photos: WritePhotos, tmp_path: Pa
 
 @pytest.fixture
 def remembering(finished: Finished, tmp_path: Path) -> Run:
-    """The run with what its training images look like."""
-    run = Run(Path(shutil.copytree(finished.run.path, tmp_path / "run")), finished.run.record)
-    split = table(run, "split.parquet")
-    pixels = [images.load(finished.folder / str(p), run.model.facts.preprocessing) for p in split["path"]]
-    Known.of(run.model.see(np.stack(pixels)).pooled).save(run.path / "model")
-    parquet.write_table(pa.table({k: split[k] for k in ("path", "label")}), run.path / "known.parquet")
-    return run
+    """A copy of the run that may be changed."""
+    return Run(Path(shutil.copytree(finished.run.path, tmp_path / "run")), finished.run.record)
 
 
 def test_a_training_image_is_most_like_itself(remembering: Run, finished: Finished) -> None:
@@ -227,10 +220,10 @@ def test_a_model_without_its_run_has_maps_but_no_neighbours(
 def test_what_it_remembers_of_other_images_is_refused(remembering: Run) -> None:
     parquet.write_table(parquet.read_table(remembering.path / "known.parquet")[:-1], remembering.path / "known.parquet")
     with pytest.raises(DataError, match="23 images, expected 24"):
-        Learnt.of(remembering.path)
+        Learnt.of(remembering.path, remembering.model.known)
     (remembering.path / "known.parquet").write_text("no table")
     with pytest.raises(DataError, match="cannot be read"):
-        Learnt.of(remembering.path)
+        Learnt.of(remembering.path, remembering.model.known)
 
 
 def test_what_cannot_be_explained_is_told(finished: Finished, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class Made:
     facts: ModelFacts
     head: tuple[NDArray[np.float32], NDArray[np.float32]]
     maps: tuple[NDArray[np.float32], ...]
+    known: None = None
 
     def see(self, batch: NDArray[np.uint8]) -> Seen:
         both = pooled(self.maps)

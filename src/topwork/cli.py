@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import MissingError, TopworkError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from topwork.asking import Asked
     from topwork.records import Metrics
     from topwork.runs import Run
     from topwork.watch import Watch
@@ -134,6 +135,8 @@ def main() -> None:
         raise SystemExit(error.exit_code) from error
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        _not_installed(error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _disk_full(error)
@@ -147,9 +150,13 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"topwork {version('topwork')}")
+        try:
+            found = version("topwork")
+        except PackageNotFoundError:
+            found = f"{version('topwork-runtime')} (runtime)"
+        typer.echo(f"topwork {found}")
         raise typer.Exit
 
 
@@ -363,9 +370,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Classes and probabilities of new images. A file that is no image gets a row with its error."""
-    from topwork import model
-
-    loaded = model.load(run)
+    loaded = _asked(run)
     files = _files(images)
     answers = loaded.stream(files)
     if json:
@@ -558,6 +563,17 @@ def _show_metrics(console: Console, metrics: Metrics) -> None:
     terminal.confusion(console, metrics)
 
 
+def _asked(run: Path) -> Asked:
+    """The model in ONNX Runtime, which is there in a moment; in PyTorch where the run has no model.onnx."""
+    from topwork import runtime
+
+    if runtime.found(run) is not None:
+        return runtime.load(run)
+    from topwork import model
+
+    return model.load(run)
+
+
 def _files(paths: list[Path]) -> list[str | Path]:
     """Files as given; folders become the files in them, hidden ones left out."""
     files: list[str | Path] = []
@@ -634,6 +650,18 @@ def _disk_full(error: OSError) -> NoReturn:
         " elsewhere with --cache and runs with --out, and start the same command again\n"
     )
     raise SystemExit(1) from error
+
+
+def _not_installed(error: ModuleNotFoundError) -> NoReturn:
+    """topwork-runtime comes without what training needs; a missing room of our own is a bug."""
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "topwork"}:
+        raise error
+    sys.stderr.write(
+        f"topwork: this needs {name}, which is not installed here (topwork-runtime leaves out what only training and"
+        f" judging need): pip install topwork\n"
+    )
+    raise SystemExit(MissingError.exit_code) from error
 
 
 def _usage_or_raise(error: Exception) -> NoReturn:

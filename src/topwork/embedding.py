@@ -40,6 +40,22 @@ def flat(x: Floats) -> Floats:  # (n, d)
     return placed
 
 
+def standard(pooled: Floats) -> Floats:  # (n, d)
+    """Features that all count alike, each image's brought to unit length: (n, d)."""
+    if not len(pooled):
+        return pooled
+    spread = pooled.std(axis=0)
+    scale = np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf).astype(np.float32)
+    return unit((pooled - pooled.mean(axis=0)) / scale)
+
+
+def unit(x: Floats) -> Floats:  # (n, d)
+    """Rows brought to length 1; those of zeros stay."""
+    length = np.sqrt((x * x).sum(axis=1, keepdims=True))
+    found: Floats = x / np.maximum(length, np.float32(1e-12))
+    return found
+
+
 def components(x: Floats, most: int) -> Floats:  # (n, d)
     """Coordinates along the first principal components: (n, r), r at most `most`; signs are fixed."""
     z = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from topwork import answers, images
-from topwork.answers import Prediction, Seen
+from topwork.answers import Prediction, Rule, Seen
 from topwork.errors import UsageError
 from topwork.images import Source
+from topwork.known import Known
 from topwork.records import ModelFacts
 
 Floats = NDArray[np.float32]
@@ -46,6 +47,7 @@ class Model(Protocol):
     """What can be explained: whatever computes scores with a linear head on pooled maps."""
 
     facts: ModelFacts
+    known: Known | None
 
     @property
     def head(self) -> tuple[Floats, Floats]:
@@ -102,7 +104,9 @@ def explain(
     image = images.decode(source, model.facts.preprocessing)
     seen = model.see(np.stack([images.frame(image, model.facts.preprocessing)]))
     shares = answers.probabilities(seen.scores, model.facts)[0]
-    prediction = answers.answer(source, shares, model.facts)
+    told = model.known is not None and model.facts.unknown is not None
+    strange = float(model.known.scores(seen.pooled)[0]) if told and model.known is not None else None
+    prediction = answers.answer(source, shares, model.facts, strange, Rule.of(model.facts))
     named = cls or prediction.label or model.facts.classes[int(shares.argmax())]
     maps, bias = places(model, seen, np.array([model.facts.classes.index(named)]))
     part = images.seen_part(image.size, model.facts.preprocessing)

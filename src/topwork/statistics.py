@@ -40,6 +40,24 @@ def independent(groups: NDArray[np.int64] | None, n: int, importance: NDArray[np
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
+def promised(scores: NDArray[np.float64]) -> NDArray[np.float64]:  # (n,)
+    """For 0%, 1%, ... 100%: the score that one more, drawn like the others, stays at or below with such a chance.
+
+    The score of rank ceil((n + 1) share) from below, which holds for any n and any distribution (Vovk, Gammerman and
+    Shafer, 2005); infinite where n is too small for it: 101 numbers.
+    """
+    n = len(scores)
+    ordered = np.concatenate([np.sort(scores.astype(np.float64)), [np.inf]])
+    rank = [max(1, -(-(n + 1) * percent // 100)) for percent in range(101)]
+    result: NDArray[np.float64] = ordered[np.minimum(rank, n + 1) - np.int64(1)]
+    return result
+
+
+def percent(share: float) -> int:
+    """The whole percent that is at least this share: where in `promised` it stands."""
+    return math.ceil(100 * share - 1e-9)
+
+
 def paired_errors(
     differences: NDArray[np.float64],  # (n, k) per image, for each of k comparisons
     groups: NDArray[np.int64] | None = None,  # (n,) images of one group count as one draw

@@ -497,7 +497,7 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     )
     console.print(f"[bold]Head[/]  {escape(record.head.reason)}", highlight=False)
     console.print(
-        f"[bold]Model[/] {_size(record)}\n"
+        f"[bold]Model[/] {_size(record)}{_onnx(record)}\n"
         f"\n[bold]Files[/] {escape(folder)}/  report.html (open it), model/ (copy it anywhere), run.json,"
         f" predictions.parquet{picture}\n"
         f"[bold]Next[/]  topwork predict {escape(folder)} NEW/*.jpg\n"
@@ -513,6 +513,19 @@ def _size(record: RunRecord) -> str:
         f"keeps {m.params / 1e6:.2f} of {m.whole_params / 1e6:.2f} M parameters, {m.file_bytes / 1e6:.1f} MB;"
         f" {record.plan.kept_cost:.0%} of the forward time; one image {m.latency_ms:.0f} ms, the whole backbone"
         f" {m.whole_latency_ms:.0f} ms"
+    )
+
+
+def _onnx(record: RunRecord) -> str:
+    """Whether the model runs without PyTorch, or why not."""
+    o = record.onnx
+    if o is None:
+        return ""
+    if o.reason:
+        return f"\n      [yellow]no model.onnx[/]: {escape(o.reason)}; predictions need PyTorch"
+    return (
+        f"\n      model.onnx ({o.bytes / 1e6:.1f} MB) runs without PyTorch; its scores differ by at most"
+        f" {o.difference:.1g} on {o.images} of these images"
     )
 
 
