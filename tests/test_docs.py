@@ -267,6 +267,7 @@ def test_every_environment_variable_is_documented() -> None:
     """Those that the code reads, and those that its messages tell the user of."""
     source = "\n".join(path.read_text() for path in HOUSE.rglob("*.py"))
     read = set(re.findall(r"environ(?:\.get\(|\[)\s*\"(\w+)\"", source)) | set(re.findall(r"\b[A-Z]+_HOME\b", source))
+    read |= set(re.findall(r"envvar=\"(\w+)\"", source))
     documented = {n for row in table(page("command-line.md"), "variable", "meaning") for n in names(row["variable"])}
     assert read <= documented
     assert {n for n in documented if n.startswith("TOPWORK_")} <= read

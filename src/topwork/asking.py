@@ -39,6 +39,11 @@ class Asked(ABC):
         """Scores, pooled features and the maps at every tap."""
 
     @property
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Weight (2 channels of all taps, C) and bias (C,), by the rows of Seen.pooled; None where not at hand."""
+        return None
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the scores."""
         return self.facts.classes

@@ -45,6 +45,11 @@ class Model(Asked):
         self._weight, self._bias = weight.float(), bias.float()
         self._scale, self._shift = normalisation(facts.preprocessing)
 
+    @property
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (2 channels of all taps, C) and bias (C,); the order of the rows is that of Seen.pooled."""
+        return self._weight.numpy(), self._bias.numpy()
+
     def see(self, batch: NDArray[np.uint8]) -> Seen:  # batch: (b, h, w, 3)
         """Scores, pooled features and the maps at every tap."""
         with torch.inference_mode():

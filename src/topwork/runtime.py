@@ -7,11 +7,13 @@ same function, the same words. A file holds a graph and no code.
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from topwork.answers import Seen
 from topwork.asking import Asked
@@ -20,6 +22,8 @@ from topwork.known import Known
 from topwork.records import ModelFacts, decode
 
 FILE = "model.onnx"
+
+WEIGHTS = "model.safetensors"
 
 FACTS = "model.json"
 """The key in the file's metadata under which all of model.json stands."""
@@ -33,11 +37,24 @@ def outputs(facts: ModelFacts) -> list[str]:
 class Runtime(Asked):
     """A model in ONNX Runtime, ready to predict. Threads may share it."""
 
-    def __init__(self, facts: ModelFacts, session: Any, known: Known | None = None) -> None:
+    def __init__(self, facts: ModelFacts, session: Any, known: Known | None = None, home: Path | None = None) -> None:
         self.facts = facts
         self.known = known
+        self._home = home  # the model's folder; None where the graph stands alone
         self._session = session
         self._seen = ["scores", "features", *outputs(facts)[3:]]
+
+    @cached_property
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Weight and bias, from model.safetensors beside the graph; None where the graph stands alone."""
+        file = None if self._home is None else self._home / WEIGHTS
+        if file is None or not file.is_file():
+            return None
+        try:
+            with safe_open(file, "np") as tensors:
+                return tensors.get_tensor("head.weight"), tensors.get_tensor("head.bias")
+        except SafetensorError as error:
+            raise DataError(f"{file}: damaged: {error}") from error
 
     def see(self, batch: NDArray[np.uint8]) -> Seen:  # batch: (b, h, w, 3)
         """Scores, pooled features and the maps at every tap."""
@@ -87,7 +104,9 @@ def load(folder: str | Path, *, threads: int | None = None) -> Runtime:
     wrong = _wrong(facts, session)
     if wrong:
         raise DataError(f"{file}: {wrong}")
-    return Runtime(facts, session, None if folder.is_file() else Known.load(file.parent, 2 * facts.channels))
+    if folder.is_file():
+        return Runtime(facts, session)
+    return Runtime(facts, session, Known.load(file.parent, 2 * facts.channels), file.parent)
 
 
 def _session(file: Path, threads: int | None) -> Any:

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import UploadFile
@@ -21,7 +21,20 @@ from topwork.serve.batching import MOST
 from topwork.serve.desk import Desk, Sent, Served, Wanted, about
 from topwork.serve.guard import GONE, Guard, Limits, Refused, problem
 from topwork.serve.metrics import Counted
-from topwork.serve.schema import ANSWERED, BODY, PROBLEMS, About, Answers, Limit, Models, Top
+from topwork.serve.schema import (
+    ANSWERED,
+    BODY,
+    PROBLEMS,
+    About,
+    Answers,
+    FalseAlarm,
+    HeatMap,
+    Limit,
+    Models,
+    Nearest,
+    Sets,
+    Top,
+)
 
 PAGE = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
@@ -68,20 +81,26 @@ def openapi(guard: Guard) -> dict[str, Any]:
     return app.openapi()
 
 
+def _wanted(
+    top: Top = None, sets: Sets = None, false_alarm: FalseAlarm = None, heat_map: HeatMap = False, nearest: Nearest = 0
+) -> Wanted:
+    return Wanted(top, sets, false_alarm, heat_map, nearest)
+
+
 def _questions(app: FastAPI, desk: Desk, limits: Limits) -> None:
     """What is asked of models."""
     extra = {"requestBody": BODY}
 
     @app.post("/predict", responses=ANSWERED, openapi_extra=extra, summary="Ask the first model")
-    async def predict(request: Request, top: Top = None) -> Answers:
+    async def predict(request: Request, wanted: Annotated[Wanted, Depends(_wanted)]) -> Answers:
         """Classes of one image (sent as it is) or of several (sent as a form's files)."""
-        return await desk.answer(None, await _images(request, limits), Wanted(top))
+        return await desk.answer(None, await _images(request, limits), wanted)
 
     @app.post("/models/{name}/predict", responses=ANSWERED, openapi_extra=extra, summary="Ask one of the models")
-    async def predict_with(request: Request, name: str, top: Top = None) -> Answers:
+    async def predict_with(request: Request, name: str, wanted: Annotated[Wanted, Depends(_wanted)]) -> Answers:
         """As /predict, by the model of this name."""
         desk.chosen(name)  # before the body is read
-        return await desk.answer(name, await _images(request, limits), Wanted(top))
+        return await desk.answer(name, await _images(request, limits), wanted)
 
     @app.get("/models", summary="Which models there are")
     async def models() -> Models:

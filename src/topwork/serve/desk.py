@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import os
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork import answers, images
+from topwork import answers, explanation, images
+from topwork.answers import Rule, Seen
 from topwork.asking import Asked
-from topwork.errors import ImageError
+from topwork.errors import ImageError, UsageError
+from topwork.explanation import Neighbour
 from topwork.records import ModelFacts
 from topwork.serve.batching import MOST, Batcher, FullError
 from topwork.serve.guard import Limits, Refused
 from topwork.serve.metrics import Counted
-from topwork.serve.schema import About, Answer, Answers
+from topwork.serve.schema import About, Answer, Answers, Like
 
 Pixels = NDArray[np.uint8]
+
+HEAT_PX = 480  # of a heat map's longer side
+
+
+class Learnt(Protocol):
+    """Training images that are remembered."""
+
+    def nearest(self, pooled: NDArray[np.float32], /) -> Sequence[Sequence[Neighbour]]:
+        """Those most alike to each of b images, the most similar first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class Served:
     name: str
     version: str  # digest of its files: another model, another version
     model: Asked
+    learnt: Learnt | None = None  # the training images that it remembers
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,10 @@ class Wanted:
     """What a request asks for beside the class."""
 
     top: int | None = None  # only so many classes, the most probable ones
+    sets: float | None = None  # level of prediction sets
+    false_alarm: float | None = None  # default: what the model was fitted with
+    heat_map: bool = False
+    nearest: int = 0  # training images
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,10 @@ class Desk:
         s = self.chosen(name)
         batcher = self.batchers[s.name]
         try:
+            rule = Rule.of(s.model.facts, sets=wanted.sets, false_alarm=wanted.false_alarm)
+        except UsageError as error:
+            raise Refused(422, str(error)) from error
+        try:
             batcher.take(len(sent))
         except FullError:
             self._counted.full(s.name)
@@ -99,7 +123,7 @@ class Desk:
             ) from None
         try:
             async with asyncio.timeout(self._limits.answer_seconds):
-                found = await asyncio.gather(*(self._one(s, one, wanted) for one in sent))
+                found = await asyncio.gather(*(self._one(s, one, wanted, rule) for one in sent))
         except TimeoutError:
             raise Refused(504, f"there was no answer within {self._limits.answer_seconds:g} s") from None
         finally:
@@ -111,19 +135,30 @@ class Desk:
             raise Refused(413 if too_large else 422, found[0].error)
         return Answers(model=s.name, version=s.version, results=found)
 
-    async def _one(self, s: Served, sent: Sent, wanted: Wanted) -> Answer:
+    async def _one(self, s: Served, sent: Sent, wanted: Wanted, rule: Rule) -> Answer:
         """One image, from its bytes to its answer."""
-        facts = s.model.facts
-        loaded = await asyncio.get_running_loop().run_in_executor(self._decoders, self._pixels, sent.data, facts)
+        facts, beside = s.model.facts, asyncio.get_running_loop().run_in_executor
+        loaded = await beside(self._decoders, self._pixels, sent.data, facts)
+        heat, near = None, None
         if isinstance(loaded, ImageError):
             said = answers.answer(sent.name or "", loaded, facts)
         else:
             seen = await self.batchers[s.name].see(loaded)
-            said = answers.answer(sent.name or "", answers.probabilities(seen.scores, facts)[0], facts)
+            shares = answers.probabilities(seen.scores, facts)[0]
+            known = s.model.known if rule.limit is not None else None
+            strange = None if known is None else float(known.scores(seen.pooled)[0])
+            said = answers.answer(sent.name or "", shares, facts, strange, rule)
+            if wanted.heat_map:
+                heat = await beside(self._decoders, _heat_map, s.model, sent.data, seen, int(shares.argmax()))
+            if wanted.nearest and s.learnt is not None:
+                found = s.learnt.nearest(seen.pooled)[0][: wanted.nearest]
+                near = [Like(label=n.label, similarity=n.similarity) for n in found]
         ranked = sorted(said.probabilities.items(), key=lambda kv: -kv[1])[: wanted.top]
         return Answer(
             name=sent.name, label=said.label, labels=list(said.labels), probability=said.probability,
-            probabilities=dict(ranked), error=said.error,
+            probabilities=dict(ranked), unknown=said.unknown, unknown_score=said.unknown_score,
+            prediction_set=None if said.prediction_set is None else list(said.prediction_set), heat_map=heat,
+            nearest=near, error=said.error,
         )  # fmt: skip
 
     def _pixels(self, data: bytes, facts: ModelFacts) -> Pixels | ImageError:
@@ -138,6 +173,21 @@ class Desk:
             return images.load(data, facts.preprocessing)
         except ImageError as error:
             return error
+
+
+def _heat_map(model: Asked, data: bytes, seen: Seen, which: int) -> str | None:
+    """Where the model looked for a class, over the upright image in grey; None where its head is not at hand."""
+    if model.head is None:
+        return None
+    facts = model.facts
+    image = images.decode(data, facts.preprocessing).convert("RGB")
+    image.thumbnail((HEAT_PX, HEAT_PX))
+    maps, _ = explanation.places(facts, model.head, seen, np.array([which]))
+    part = images.seen_part(image.size, facts.preprocessing)
+    box = tuple(round(share * side) for share, side in zip(part, (*image.size, *image.size), strict=True))
+    out = BytesIO()
+    explanation.marked(explanation.coloured(image, maps[0], box), box).save(out, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{b64encode(out.getvalue()).decode()}"
 
 
 def about(s: Served) -> About:

@@ -15,7 +15,7 @@ from topwork.asking import Asked
 from topwork.errors import UsageError
 from topwork.serve.app import create
 from topwork.serve.batching import MOST
-from topwork.serve.desk import Served
+from topwork.serve.desk import Learnt, Served
 from topwork.serve.guard import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -23,6 +23,10 @@ HEAD_SECONDS = 10.0
 """In which a request's head must have come: whoever sends a letter a minute holds a connection no longer."""
 
 STOP_SECONDS = 30  # that requests under way have to end, once the server is told to stop
+
+
+Remember = Callable[[Path, Asked], Learnt | None]
+"""From a run's folder and its model to the training images that it remembers."""
 
 
 class _Timed(HttpToolsProtocol):
@@ -63,18 +67,18 @@ class _Timed(HttpToolsProtocol):
 
 
 def serve(
-    runs: Sequence[str | Path], load: Callable[[Path], Asked], *, host: str = LOOPBACK[0], port: int = 8000,
-    key: str | None = None, limits: Limits | None = None, ready: Callable[[str], None] | None = None,
-    log: str = "warning", batch: int = MOST,
+    runs: Sequence[str | Path], load: Callable[[Path], Asked], remember: Remember = lambda _, __: None, *,
+    host: str = LOOPBACK[0], port: int = 8000, key: str | None = None, limits: Limits | None = None,
+    ready: Callable[[str], None] | None = None, log: str = "warning", batch: int = MOST,
 ) -> None:  # fmt: skip
     """Serve the models of runs until it is told to stop (Ctrl-C, SIGTERM); what was taken is answered first.
 
     `runs`: folders, or NAME=FOLDER; else a model is called as its folder is. `load`: how a model is read from its
-    folder. `host`: loopback by default, so that nothing outside the machine can ask. `ready` is told the address.
-    `batch`: images computed together at most.
+    folder; `remember`: which training images the folder and its model remember. `host`: loopback by default, so that
+    nothing outside the machine can ask. `ready` is told the address. `batch`: images computed together at most.
     Raises UsageError where two models have one name or the port is taken, DataError where a folder holds no model.
     """
-    served = named(runs, load)
+    served = named(runs, load, remember)
     local = host in LOOPBACK
     app = create(
         served, limits=limits, key=key,
@@ -108,7 +112,9 @@ class _Server(uvicorn.Server):
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
 
 
-def named(runs: Sequence[str | Path], load: Callable[[Path], Asked]) -> dict[str, Served]:
+def named(
+    runs: Sequence[str | Path], load: Callable[[Path], Asked], remember: Remember = lambda _, __: None
+) -> dict[str, Served]:
     """Models by name. Raises UsageError where two have the same one."""
     found: dict[str, Served] = {}
     for given in runs:
@@ -121,7 +127,8 @@ def named(runs: Sequence[str | Path], load: Callable[[Path], Asked]) -> dict[str
             raise UsageError(f"{given}: two models are called {name}; name one of them: {name}-2={path}")
         if not name or "/" in name:
             raise UsageError(f"{given}: a model's name may have no slash in it; write NAME=FOLDER")
-        found[name] = Served(name, fingerprint(path), load(path))
+        model = load(path)
+        found[name] = Served(name, fingerprint(path), model, remember(path, model))
     if not found:
         raise UsageError("no model to serve; name a run's folder")
     return found

@@ -10,6 +10,13 @@ from pydantic import BaseModel, Field
 CONTENT = ("image/jpeg", "image/png", "image/webp", "image/gif")  # those that the document names; others are taken, too
 
 
+class Like(BaseModel):
+    """A training image that looks much like the one that was sent."""
+
+    label: str
+    similarity: float = Field(description="Cosine of what the model sees in both, up to 1.")
+
+
 class Answer(BaseModel):
     """What the model says of one image, or what was wrong with it."""
 
@@ -18,6 +25,11 @@ class Answer(BaseModel):
     labels: list[str] = Field(description="All labels that are given: one, unless an image may have several.")
     probability: float | None = Field(description="Of `label`, calibrated, 0..1.")
     probabilities: dict[str, float] = Field(description="Of every class, or of the `top` ones, the largest first.")
+    unknown: bool | None = Field(description="Whether it is probably none of the classes; null where none can tell.")
+    unknown_score: float | None = Field(description="How unlike the training images it is: theirs are about 1.")
+    prediction_set: list[str] | None = Field(description="With `sets`: the classes it may be, the likeliest first.")
+    heat_map: str | None = Field(description="With `heat_map`: a JPEG as a data: address, to be laid over the image.")
+    nearest: list[Like] | None = Field(description="With `nearest`: null where the run remembers none.")
     error: str | None = Field(description="Why there is no answer: the kind of fault, and the detail.")
 
 
@@ -73,7 +85,8 @@ EXAMPLE = {
     "model": "flowers", "version": "5b0c9f9a1f6e4d0e",
     "results": [{
         "name": "one.jpg", "label": "daisy", "labels": ["daisy"], "probability": 0.94,
-        "probabilities": {"daisy": 0.94, "sunflower": 0.04, "tulip": 0.02}, "error": None,
+        "probabilities": {"daisy": 0.94, "sunflower": 0.04, "tulip": 0.02}, "unknown": False, "unknown_score": 0.97,
+        "prediction_set": None, "heat_map": None, "nearest": None, "error": None,
     }],
 }  # fmt: skip
 REASONS = {
@@ -106,6 +119,14 @@ BODY = {
         },
     },
 }  # fmt: skip
+Sets = Annotated[
+    float | None, Query(gt=0, lt=1, description="Also the classes one of which it is with this probability: 0.9.")
+]
+FalseAlarm = Annotated[
+    float | None, Query(gt=0, lt=1, description="Share of images of the classes that may be taken for unknown.")
+]
+HeatMap = Annotated[bool, Query(description="Also where the model looked.")]
+Nearest = Annotated[int, Query(ge=0, le=5, description="Also so many training images that are most alike.")]
 Top = Annotated[int | None, Query(ge=1, le=100_000, description="Only so many classes, the most probable ones.")]
 
 ANSWERED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": EXAMPLE}}}, **PROBLEMS}
