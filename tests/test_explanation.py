@@ -133,14 +133,14 @@ def test_what_moves_in_the_image_moves_in_the_map(seed: int, step: int) -> None:
     model = made(seed, [(4, 7, 7)])
     which = np.array([0, 1])
     rolled = Made(model.facts, model.head, (np.roll(model.maps[0], step, axis=3),))
-    before, after = (places(m, m.see(SEEN), which)[0] for m in (model, rolled))
+    before, after = (places(m.facts, m.head, m.see(SEEN), which)[0] for m in (model, rolled))
     np.testing.assert_allclose(np.roll(before, step, axis=2), after, atol=1e-6)
 
 
 def test_without_weights_there_is_nothing_to_see() -> None:
     model = made(5, [(3, 4, 4), (2, 2, 2)])
     nothing = Made(model.facts, (np.zeros_like(model.head[0]), model.head[1]), model.maps)
-    maps, bias = places(nothing, nothing.see(SEEN), np.array([0, 1]))
+    maps, bias = places(nothing.facts, nothing.head, nothing.see(SEEN), np.array([0, 1]))
     assert not maps.any()
     np.testing.assert_allclose(bias, (model.head[1] - model.head[1].mean())[[0, 1]], atol=1e-6)
 
@@ -151,7 +151,9 @@ def test_what_speaks_for_all_classes_alike_changes_no_map() -> None:
     which = np.array([0, 1])
     moved_ = Made(model.facts, more, model.maps)
     for a, b in zip(
-        places(model.facts, model.head, model.see(SEEN), which), places(moved_, moved_.see(SEEN), which), strict=True
+        places(model.facts, model.head, model.see(SEEN), which),
+        places(moved_.facts, moved_.head, moved_.see(SEEN), which),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

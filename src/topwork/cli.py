@@ -466,7 +466,9 @@ def explain(
 ) -> None:
     """Where the model looked: a picture of each image with what speaks for the class and against it."""
     console, _ = _screen(json)
-    files = _files(images)
+    from topwork import batch
+
+    files = batch.of(images).names
     if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
         if out.exists():
             raise UsageError(f"--out {out}: exists already and is not overwritten; name another file")
@@ -653,20 +655,6 @@ def _asked(run: Path, *, many: bool) -> tuple[Asked, Callable[[], str]]:
 
     loaded = model.load(run)
     return loaded, lambda: images.digest(encode(loaded.facts))
-
-
-def _files(paths: list[Path]) -> list[str | Path]:
-    """Files as given; folders become the files in them, hidden ones left out."""
-    files: list[str | Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
-            files += sorted(p for p in inside if not any(s.startswith(".") for s in p.relative_to(path).parts))
-        else:
-            files.append(path)
-    if not files:
-        raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
-    return files
 
 
 def _remembered(run: Path, loaded: Asked) -> Any:
