@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from topwork.answers import Seen
 from topwork.asking import Asked
@@ -49,6 +48,10 @@ class Runtime(Asked):
         """Weight and bias, from model.safetensors beside the graph; None where the graph stands alone."""
         file = None if self._home is None else self._home / WEIGHTS
         if file is None or not file.is_file():
+            return None
+        try:
+            from safetensors import SafetensorError, safe_open  # noqa: PLC0415 (predictions do without)
+        except ImportError:
             return None
         try:
             with safe_open(file, "np") as tensors:
