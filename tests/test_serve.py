@@ -509,6 +509,13 @@ def test_models_are_called_as_their_runs(tmp_path: Any) -> None:
         run.named([], load)
 
 
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="--port 0"):
+        run.serve(["nothing"], lambda _: pytest.fail("was loaded"), port=taken.getsockname()[1])
+    with pytest.raises(UsageError, match=r"--host no\.such\.name\.invalid"):
+        run.serve(["nothing"], lambda _: pytest.fail("was loaded"), host="no.such.name.invalid", port=0)
+
+
 def test_a_guard_lets_through_what_is_no_request() -> None:
     assert {"/", "/health"} <= guard.OPEN
 

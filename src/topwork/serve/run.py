@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,24 +79,30 @@ def serve(
     nothing outside the machine can ask. `ready` is told the address. `batch`: images computed together at most.
     Raises UsageError where two models have one name or the port is taken, DataError where a folder holds no model.
     """
-    served = named(runs, load, remember)
-    local = host in LOOPBACK
-    app = create(
-        served, limits=limits, key=key,
-        hosts=frozenset({*LOOPBACK, "[::1]"}) if local else frozenset(), batch=batch,
-    )  # fmt: skip
-    config = uvicorn.Config(
-        app, host=host, port=port, http=_Timed, ws="none", log_level=log, access_log=log == "info", lifespan="on",
-        timeout_graceful_shutdown=STOP_SECONDS, server_header=False,
-    )  # fmt: skip
+    listening = _listening(host, port)  # before the models are loaded
     try:
-        socket = config.bind_socket() if port == 0 else None
-    except SystemExit as error:
-        raise UsageError(f"--host {host} --port {port}: cannot be listened on") from error
-    server = _Server(config, ready)
-    server.run(None if socket is None else [socket])
-    if not server.started:
-        raise UsageError(f"--host {host} --port {port}: cannot be listened on; is another server there? Try --port 0")
+        served = named(runs, load, remember)
+        hosts = frozenset({*LOOPBACK, "[::1]"}) if host in LOOPBACK else frozenset()
+        app = create(served, limits=limits, key=key, hosts=hosts, batch=batch)
+        config = uvicorn.Config(
+            app, http=_Timed, ws="none", log_level=log, access_log=log == "info", lifespan="on",
+            timeout_graceful_shutdown=STOP_SECONDS, server_header=False,
+        )  # fmt: skip
+        _Server(config, ready).run([listening])
+    finally:
+        listening.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket at this address. Raises UsageError where it is taken, or none of this machine's."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"--host {host} --port {port}: cannot be listened on ({error.strerror or error}); --port 0 takes one that"
+            " is free"
+        ) from error
 
 
 class _Server(uvicorn.Server):
