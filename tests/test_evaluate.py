@@ -56,6 +56,8 @@ def test_metrics_are_scikit_learns(n: int, classes: int, seed: int, temperature:
         assert (c.recall, c.f1) == pytest.approx((recall[i], f1[i]))
         assert c.precision == (pytest.approx(precision[i]) if c.predicted else None)
         assert (c.recall_low, c.recall_high) == wilson(c.recall, c.n)
+        bounds = (None, None) if c.precision is None else wilson(c.precision, c.predicted)
+        assert (c.precision_low, c.precision_high) == bounds
     probabilities = softmax(scores / temperature, axis=1)
     assert m.log_loss == pytest.approx(log_loss(labels, probabilities, labels=every))
     assert m.calibration_error == calibration_error(probabilities, labels)
@@ -71,7 +73,7 @@ def test_a_class_without_images_or_predictions_counts_in_no_mean() -> None:
     assert m.balanced_accuracy.value == pytest.approx(0.75)
     absent, never = m.per_class[2:]
     assert (absent.n, absent.recall, absent.recall_low, absent.recall_high, absent.precision) == (0, 0, 0, 1, 0)
-    assert (never.n, never.predicted, never.precision, never.f1) == (0, 0, None, 0)
+    assert (never.n, never.predicted, never.precision, never.precision_low, never.f1) == (0, 0, None, None, 0)
 
 
 def test_a_certain_mistake_has_a_finite_loss() -> None:

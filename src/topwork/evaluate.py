@@ -298,4 +298,7 @@ def _shares(name: str, n: int, predicted: int, right: int, worth: float) -> Clas
     recall = right / n if n else 0.0
     low, high = wilson(recall, n * worth)
     f1 = 2 * right / (n + predicted) if n + predicted else 0.0
-    return ClassMetrics(name, n, predicted, recall, low, high, right / predicted if predicted else None, f1)
+    if not predicted:
+        return ClassMetrics(name, n, predicted, recall, low, high, None, f1)
+    precision = right / predicted
+    return ClassMetrics(name, n, predicted, recall, low, high, precision, f1, *wilson(precision, predicted * worth))

@@ -363,7 +363,7 @@ class HeadFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """One class: recall with its 95% interval, precision, F1; `n` true images, `predicted` given to it."""
+    """One class: recall and precision with 95% intervals, F1; `n` true images, `predicted` given to it."""
 
     name: str
     n: int
@@ -373,6 +373,8 @@ class ClassMetrics:
     recall_high: float
     precision: float | None  # None where nothing was given to the class
     f1: float
+    precision_low: float | None = None  # None where nothing was given to it; and in runs of an earlier topwork
+    precision_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
