@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
     | {"suspects", "shortcuts", "growth"},
     "runs": {"files", "model", "pictures", "splits"},
-    "report": {"files", "images", "statistics", "stores"},
+    "report": {"files", "images", "stores"},
     "workflow": {
         "budget",
         "measurement",
