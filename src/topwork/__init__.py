@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from topwork.answers import Prediction
     from topwork.catalogue import backbones
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
+    from topwork.explained import explain
+    from topwork.explanation import Explanation, Neighbour
     from topwork.model import Model, load
     from topwork.runs import Run, load_run
     from topwork.survey import Survey, measure
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
+    "Explanation": "explanation", "Neighbour": "explanation", "explain": "explained",
     "backbones": "catalogue", "pull": "zoo",
     "Model": "model", "Prediction": "answers", "load": "model",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
@@ -27,9 +30,11 @@ _HOMES = {
 __all__ = [
     "BackboneError",
     "DataError",
+    "Explanation",
     "ImageError",
     "MissingError",
     "Model",
+    "Neighbour",
     "Prediction",
     "Run",
     "Survey",
@@ -37,6 +42,7 @@ __all__ = [
     "UsageError",
     "backbones",
     "check",
+    "explain",
     "fit",
     "judge",
     "load",

@@ -196,6 +196,9 @@ def fit(
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Whether the page is drawn, and what is looked at for it.")
+    ] = True,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")] = None,
     cache: Cache = None,
     tensorboard: Annotated[
@@ -228,8 +231,8 @@ def fit(
             folder, label_column, group_column, splits=split_column, image_column=image_column,
             label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
             strategy=strategy.value, cut=cut, unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance,
-            several_depths=several_depths, bursts=bursts, split_of=split_of, budget=budget, delta=delta, seed=seed,
-            out=out, cache=cache, watch=watch,
+            several_depths=several_depths, bursts=bursts, split_of=split_of, pictures=pictures, budget=budget,
+            delta=delta, seed=seed, out=out, cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -417,6 +420,54 @@ def evaluate(
         return
     terminal.faults(console, held_out.faults)
     _show_metrics(console, metrics)
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="The class to explain (default: the answer).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE|FOLDER", help="A new .png file, or a folder (default: the current one)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Where the model looked: a picture of each image with what speaks for the class and against it."""
+    console, _ = _screen(json)
+    files = _files(images)
+    if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
+        if out.exists():
+            raise UsageError(f"--out {out}: exists already and is not overwritten; name another file")
+        if len(files) > 1:
+            raise UsageError(f"--out {out}: one file for {len(files)} images; name a folder")
+    from rich.markup import escape
+
+    from topwork import explained
+    from topwork.errors import ImageError
+
+    said: list[dict[str, Any]] = []
+    for file, found in zip(files, explained.each(run, files, class_), strict=True):
+        if isinstance(found, ImageError):
+            said.append({"source": str(file), "error": str(found)})
+            if not json:
+                console.print(f"{escape(str(file))}  [red]{escape(str(found))}[/]", highlight=False, soft_wrap=True)
+            continue
+        picture = explained.draw(found, str(file), out)
+        said.append({**explained.told(found, picture), "error": None})
+        if not json:
+            given = ", ".join(f"[bold]{escape(c)}[/]  {found.prediction.probabilities[c]:.1%}" for c in
+                              found.prediction.labels) or "no label"  # fmt: skip
+            asked = f"  (explained: {escape(found.cls)}  {found.probability:.1%})" if class_ is not None else ""
+            console.print(f"{escape(str(file))}  {given}{asked}", highlight=False, soft_wrap=True)
+            console.print(f"  picture  {escape(str(picture))}", highlight=False, soft_wrap=True)
+            for n in found.nearest:
+                console.print(f"  like     {escape(n.path)}  {escape(n.label)}  [dim]{n.similarity:.2f}[/]",
+                              highlight=False, soft_wrap=True)  # fmt: skip
+    if json:
+        _print_json({"model": str(run), "explanations": said})
 
 
 @app.command()

@@ -50,6 +50,11 @@ class Model:
         """Class names in the order of the scores."""
         return self.facts.classes
 
+    @property
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (2 channels of all taps, C) and bias (C,); the order of the rows is that of Seen.pooled."""
+        return self._weight.numpy(), self._bias.numpy()
+
     def see(self, batch: NDArray[np.uint8]) -> Seen:  # batch: (b, h, w, 3)
         """Scores, pooled features and the maps at every tap."""
         with torch.inference_mode():

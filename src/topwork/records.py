@@ -521,6 +521,7 @@ class Options:
     bursts: bool = True  # photos of one scene are found and kept on one side
     split_of: str | None = None  # an earlier run, whose parts and groups are taken
     columns: Columns = field(default_factory=Columns)
+    pictures: bool = True  # what is worth seeing is looked at once more, and the run's page is drawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ STAGES = {
     "views": "Passing views through the frozen layers",
     "train": "Training",
     "predict": "Predicting",
+    "explain": "Looking where the model looked",
     "pull": "Downloading weights",
     "list": "Looking at the networks",
 }

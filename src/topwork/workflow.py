@@ -22,6 +22,7 @@ from topwork import (
     data,
     doubts,
     evaluate,
+    explained,
     faults,
     head,
     listing,
@@ -82,6 +83,7 @@ def fit(
     several_depths: bool = True,
     bursts: bool = True,
     split_of: str | Path | None = None,
+    pictures: bool = True,
     budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
@@ -104,7 +106,7 @@ def fit(
     `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
     `several_depths`: the head may read more than one cut, where that is shown to be better.
     `bursts`: photos of one scene are found and kept on one side. `split_of`: an earlier run (or its split.parquet)
-    whose parts and groups are taken.
+    whose parts and groups are taken. `pictures=False` leaves out the run's page and what is computed for it alone.
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
@@ -116,7 +118,7 @@ def fit(
         _absolute(source), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
         tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
         None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
-        bursts, None if split_of is None else _absolute(split_of), columns,
+        bursts, None if split_of is None else _absolute(split_of), columns, pictures,
     )  # fmt: skip
     return _fit(options, target, source, watch)
 
@@ -308,11 +310,31 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
         with clock.time("save"):
-            run = _saved(seen, one_depth, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o)
+            run, kept = _saved(
+                seen, one_depth, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o
+            )
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
-    _drawn(run)
+    if o.pictures:
+        _looked(run, kept, outcome, watch)
+        _drawn(run)
     watch.show("run", run)
     return run
+
+
+def _looked(run: Run, kept: model.Model, outcome: _Outcome, watch: Watch) -> None:
+    """What is worth seeing of a run. It is on disk already: whatever goes wrong here does not lose it."""
+    m, where = outcome.m, {e.path: i for i, e in enumerate(outcome.m.dataset.examples)}
+    taps = [m.backbone.index(tap) for tap in outcome.taps]
+
+    def pooled(paths: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.array([where[path] for path in paths], dtype=np.int64)
+        return np.concatenate([m.features.at(k, rows) for k in taps], axis=1)
+
+    try:
+        explained.write(run, kept, None if outcome.head == "trained" else pooled, watch)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        watch.show("warnings", (f"Where the model looked is not in the report ({said}); the run itself is whole.",))
 
 
 def _drawn(run: Run) -> None:
@@ -441,7 +463,7 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
 def _saved(
     seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
     of_data: _Doubts, clock: Clock, started: float, target: Path, o: Options,
-) -> Run:  # fmt: skip
+) -> tuple[Run, model.Model]:  # fmt: skip
     m, features = outcome.m, outcome.m.features
     channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
     facts = ModelFacts(
@@ -465,9 +487,10 @@ def _saved(
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(
+    run = runs.save(
         target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided
     )
+    return run, kept
 
 
 def _absolute(path: str | Path) -> str:
