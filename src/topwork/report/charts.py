@@ -146,7 +146,7 @@ SHAPES = (
 
 def both(draw: Callable[[float], Markup]) -> Markup:
     """A figure for wide and for narrow windows: the style sheet shows one of them."""
-    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(draw(WIDTH), draw(NARROW))
+    return Markup('<div class="broad">{}</div><div class="slim">{}</div>').format(draw(WIDTH), draw(NARROW))
 
 
 def depth(standings: Sequence[Standing], decided: Plan, width: float = WIDTH, *, several: bool = False) -> Markup:

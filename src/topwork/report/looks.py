@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 
 from topwork.errors import DataError
 
-STEPS = 99  # of a heat map's values on either side of 0: finer than a screen's colours
-NEAREST = 4  # training images beside an explained one
+STEPS = 127  # of a heat map's values on either side of 0: finer than the eye, and a byte
+STRONG = 0.97
+"""Share of the places up to whose strength colours tell one from another; the few that are stronger look alike. A
+maximum stands in one place: in proportion to that, all others would be invisible at a thumbnail's size."""
+
+NEAREST = 3  # training images beside an explained one
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Explained:
     shown: str  # the class whose evidence the map shows
     rows: int
     columns: int
-    map: tuple[int, ...]  # row by row, -STEPS..STEPS: what each place says for the class, or against it
+    map: str  # base 64 of a signed byte per place, row by row: what it says for the class, or against it; up to STEPS
     nearest: tuple[tuple[str, str], ...]  # path and label, the most similar first
 
 
@@ -83,11 +88,12 @@ def _columns(file: Path, *needed: str) -> dict[str, list[Any]] | None:
     return found
 
 
-def _steps(values: list[float]) -> tuple[int, ...]:
-    """Whole numbers, the largest value at STEPS."""
+def _steps(values: list[float]) -> str:
+    """A strong value at STEPS, and what is stronger."""
     v = np.nan_to_num(np.array(values, dtype=np.float64))
-    most = float(np.abs(v).max(initial=0.0))
-    return tuple(np.rint(v * (STEPS / most if most else 0.0)).astype(int).tolist())
+    strength = np.abs(v)
+    most = (float(np.quantile(strength, STRONG)) or float(strength.max())) if len(v) else 0.0
+    return b64encode(np.rint(np.clip(v / (most or 1.0), -1, 1) * STEPS).astype(np.int8).tobytes()).decode()
 
 
 def _text(label: Any) -> str:

@@ -22,30 +22,34 @@
     const canvas = make("canvas", "", "heat"), pixels = new ImageData(columns, rows);
     canvas.width = columns;
     canvas.height = rows;
-    values.forEach((v, i) => pixels.data.set([...(v > 0 ? [255, 110, 0] : [0, 120, 255]), 175 * Math.abs(v) / 99], 4 * i));
+    [...atob(values)].forEach((c, i) => {
+      const v = c.charCodeAt(0) << 24 >> 24;  // a signed byte
+      pixels.data.set([...(v > 0 ? [255, 110, 0] : [0, 120, 255]), 1.4 * Math.abs(v)], 4 * i);
+    });
     canvas.getContext("2d").putImageData(pixels, 0, 0);
     return canvas;
   };
   const picture = (path, looked) => {
     const box = make("span", "", "thumb");
     if (thumbs[path]) box.append(photo(path));
-    if (thumbs[path] && looked && maps[path]) box.append(heat(maps[path]));
+    if (thumbs[path] && looked && maps[path]) {
+      box.append(heat(maps[path]));
+      box.classList.add("lit");
+    }
     return box;
   };
   const alike = path => {
-    const list = make("ul", "", "near");
-    (near[path] || []).forEach(([p, label]) => {
-      const li = make("li");
-      if (thumbs[p]) li.append(photo(p));
-      li.append(make("span", label));
-      li.title = p;
-      list.append(li);
+    const box = make("span", "", "near"), labels = near[path].map(([, label]) => label).filter(label => label);
+    near[path].forEach(([p, label]) => {
+      if (!thumbs[p]) return;
+      const img = photo(p);
+      img.title = `${p}, labelled ${label}`;
+      box.append(img);
     });
-    list.setAttribute("aria-label", "Most like it in training");
-    return list;
+    box.append(make("span", "like: " + (labels.length ? labels : near[path].map(([p]) => p)).join(", "), "small"));
+    return box;
   };
   const explain = (li, path) => {
-    if (maps[path]) li.append(make("span", `for ${maps[path][2]}`, "small shown"));
     if (near[path]) li.append(alike(path));
   };
 
@@ -149,15 +153,16 @@
       const path = points[i], answer = facts.answers[i];
       marks.forEach((m, j) => { m.tabIndex = i === j ? 0 : -1; });
       marks[i].setAttribute("aria-selected", "true");
-      tip.replaceChildren(picture(path, true), make("b", facts.labels[i] || "no label"));
+      tip.replaceChildren(picture(path, false), make("b", facts.labels[i] || "no label"));
       if (answer) tip.append(make("span", answer[0] === facts.labels[i] ? `answered rightly${answer[1] === null ? "" : ", " + percent(answer[1])}`
         : `answered ${answer[0]}${answer[1] === null ? "" : ", " + percent(answer[1])}`, answer[2] ? "missed" : ""));
       tip.append(make("span", path, "path"));
       tip.hidden = false;
       const box = field.viewBox.baseVal, scale = field.clientWidth / box.width;
       const [x, y] = places[i].map(v => v * scale), w = tip.offsetWidth, h = tip.offsetHeight;
-      tip.style.left = Math.max(0, Math.min(x - w / 2, field.clientWidth - w)) + "px";
-      tip.style.top = (y > h + 14 ? y - h - 14 : y + 14) + "px";
+      const beside = field.clientWidth > 3 * w, within = (v, most) => Math.max(0, Math.min(v, most)) + "px";
+      tip.style.left = within(beside ? (x > field.clientWidth / 2 ? x - w - 18 : x + 18) : x - w / 2, field.clientWidth - w);
+      tip.style.top = beside ? within(y - h / 2, field.clientHeight - h) : (y > h + 14 ? y - h - 14 : y + 14) + "px";
       light(spot.value || facts.labels[i]);
     };
     const nearest = (event, most) => {

@@ -38,6 +38,11 @@ class Beside:
     explained: tuple[looks.Explained, ...] = ()
     points: tuple[looks.Point, ...] = ()
 
+    @property
+    def near(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """Training images that are most like an explained one, with their labels, by its path."""
+        return {e.path: e.nearest for e in self.explained if e.nearest}
+
 
 def write(run: Path, out: Path | None = None) -> Path:
     """Draw the page of a finished run; default: report.html in its folder, made anew. Gives its place.
@@ -106,7 +111,7 @@ def _data(
     record: RunRecord, found: judged.Judged | judged.JudgedLabels, beside: Beside, order: list[int], closely: list[str]
 ) -> Markup:
     """What the page's script needs, as JSON that may stand inside HTML. `closely`: paths whose pictures are large."""
-    near = {e.path: e.nearest for e in beside.explained}
+    near = beside.near
     examples = [[found.paths[i] for i in rows] for rows in judged.examples(found)]
     paths = dict.fromkeys(closely)
     paths |= dict.fromkeys(p for path in closely for p, _ in near.get(path, ()))
@@ -123,7 +128,7 @@ def _data(
         "labels": [p.label for p in beside.points],
         "answers": _answers(found, beside.points),
         "maps": {e.path: [e.rows, e.columns, e.shown, e.map] for e in beside.explained},
-        "near": {path: like for path, like in near.items() if like},
+        "near": near,
     }
     text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704
