@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -197,32 +195,3 @@ def test_points_stand_where_their_numbers_say() -> None:
     assert (left, right) == (axes.left, charts.WIDTH - axes.right)
     assert (top, bottom) == (axes.top, axes.height - axes.bottom)
     assert axes.at(10.0, 0.5) == (pytest.approx((left + right) / 2), pytest.approx((top + bottom) / 2))
-
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)")
-def test_a_number_that_is_clicked_shows_its_images(finished: Finished, seen: Judged, tmp_path: Path) -> None:
-    """In a browser: press the commonest answer of the matrix, then look at what the page shows."""
-    label, predicted = int(seen.label[0]), int(seen.predicted[0])
-    wanted = [p for p, a, b in zip(seen.paths, seen.label, seen.predicted, strict=True) if (a, b) == (label, predicted)]
-    press = (
-        "<script>window.onerror = e => document.body.dataset.error = e;"
-        f'document.querySelector(\'button[data-true="{label}"][data-given="{predicted}"]\').click();</script>'
-    )
-    text = (finished.run.path / "report.html").read_text()
-    copy = tmp_path / "pressed.html"
-    copy.write_text(text.replace("</body>", press + "</body>"))
-    assert BROWSER is not None
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=2000", "--dump-dom", copy.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    shown = done.stdout.split('id="panel"')[1].split("</section>")[0]
-    assert "data-error" not in done.stdout
-    assert f"{len(wanted)} of {seen.classes[label]}" in shown
-    assert [p for p in seen.paths if f">{p}<" in shown] == wanted
-    assert shown.count("data:image/jpeg") == len(wanted)

@@ -39,7 +39,7 @@ class Axes:
     width: float = WIDTH
     log_x: bool = False
     left: float = 58.0
-    right: float = 16.0
+    right: float = 24.0
     top: float = 14.0
     bottom: float = 46.0
     parts: list[Markup] = field(default_factory=list)

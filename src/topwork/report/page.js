@@ -186,8 +186,9 @@
       const i = nearest(event, 24);
       if (i >= 0) { marks[i].focus({preventScroll: true}); tell(i); } else { document.activeElement.blur(); hide(); }
     });
-    field.addEventListener("focusin", event => { const i = marks.indexOf(event.target); if (i >= 0) tell(i); });
-    field.addEventListener("focusout", hide);
+    const frame = field.parentNode;  // Chromium takes a drawing that listens to focus for a stop of the tab key
+    frame.addEventListener("focusin", event => { const i = marks.indexOf(event.target); if (i >= 0) tell(i); });
+    frame.addEventListener("focusout", hide);
     field.addEventListener("keydown", event => {
       const way = {ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1]}[event.key];
       if (event.key === "Escape") hide();
