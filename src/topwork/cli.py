@@ -461,7 +461,7 @@ def explain(
                 console.print(f"{escape(str(file))}  [red]{escape(str(found))}[/]", highlight=False, soft_wrap=True)
             continue
         picture = explained.draw(found, str(file), out)
-        said.append({**explained.told(found, picture), "error": None})
+        said.append(explained.told(found, picture))
         if not json:
             given = ", ".join(f"[bold]{escape(c)}[/]  {found.prediction.probabilities[c]:.1%}" for c in
                               found.prediction.labels) or "no label"  # fmt: skip
