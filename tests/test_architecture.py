@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "known": {"files"},
     "asking": {"answers", "images", "known"},
     "runtime": {"answers", "asking", "known"},
+    "batch": {"answers", "asking", "images", "listing", "stores"},
     "model": {"answers", "asking", "known", "zoo", "engine"},
     "portable": {"answers", "engine", "model", "runtime"},
     "search": {"train", "head", "statistics", "memo"},
@@ -102,7 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"asking", "catalogue", "faults", "report", "runtime"},
+    | {"answers", "asking", "batch", "catalogue", "faults", "images", "report", "runtime"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"},  # lazily
     # among the leaves
