@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "known": {"files"},
     "asking": {"answers", "images", "known"},
     "runtime": {"answers", "asking", "known"},
+    "batch": {"answers", "asking", "images", "listing", "stores"},
     "model": {"answers", "asking", "known", "zoo", "engine"},
     "portable": {"answers", "engine", "model", "runtime"},
     "explanation": {"answers", "images", "known"},  # NumPy alone: whatever computed the scores
@@ -106,7 +107,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"asking", "catalogue", "explained", "faults", "report", "runtime"},
+    | {"answers", "asking", "batch", "catalogue", "explained", "faults", "images", "report", "runtime"},
     "__main__": {"cli"},
     "__init__": {
         "explained",
