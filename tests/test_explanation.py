@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Made:
     facts: ModelFacts
     head: tuple[NDArray[np.float32], NDArray[np.float32]]
     maps: tuple[NDArray[np.float32], ...]
+    known: None = None
 
     def see(self, batch: NDArray[np.uint8]) -> Seen:
         both = pooled(self.maps)
@@ -85,22 +87,29 @@ def test_a_map_and_its_bias_are_the_score(
 
 
 def slow(x: NDArray[np.float32], average: NDArray[Any], largest: NDArray[Any]) -> NDArray[np.float64]:
-    """One image's map by its definition: place by place, channel by channel."""
+    """One image's map by Shapley's definition: what each place adds, mean over all orders in which they may come."""
     channels, h, w = x.shape
-    total = np.zeros((h, w))
+    places = list(range(h * w))
+    orders = list(permutations(places))
+    total = np.zeros(h * w)
     for c in range(channels):
-        ties = [(i, j) for i in range(h) for j in range(w) if x[c, i, j] == x[c].max()]
-        for i in range(h):
-            for j in range(w):
-                total[i, j] += average[c] * x[c, i, j] / (h * w)
-        for i, j in ties:
-            total[i, j] += largest[c] * x[c].max() / len(ties)
-    return total
+        values = x[c].ravel()
+
+        def score(there: tuple[int, ...], values: NDArray[Any] = values, c: int = c) -> float:
+            """Of the head on this channel, where these places alone are there."""
+            found = values[list(there)]
+            return float(average[c] * found.sum() / (h * w) + largest[c] * found.max()) if there else 0.0
+
+        for order in orders:
+            for i, place in enumerate(order):
+                total[place] += (score(order[: i + 1]) - score(order[:i])) / len(orders)
+    return total.reshape(h, w)
 
 
 def test_a_map_is_what_its_definition_says() -> None:
-    model = made(3, [(4, 3, 5)], multi_label=True)
+    model = made(3, [(4, 2, 3)], multi_label=True)
     model.maps[0][0, 2] = 1.5  # the same everywhere: the maximum is in all places
+    model.maps[0][1, 1] -= 2.0  # networks without a ReLU before the cut have negative ones
     maps, _ = places(model, model.see(SEEN), np.array([1, 2]))
     for i, k in enumerate((1, 2)):
         weight = model.head[0][:, k]

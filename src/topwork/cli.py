@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import os
 import sys
 import warnings
 from enum import StrEnum
@@ -13,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import MissingError, TopworkError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
+    from topwork.asking import Asked
     from topwork.records import Metrics
     from topwork.runs import Run
     from topwork.watch import Watch
@@ -134,6 +136,8 @@ def main() -> None:
         raise SystemExit(error.exit_code) from error
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        _not_installed(error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _disk_full(error)
@@ -147,9 +151,13 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"topwork {version('topwork')}")
+        try:
+            found = version("topwork")
+        except PackageNotFoundError:
+            found = f"{version('topwork-runtime')} (runtime)"
+        typer.echo(f"topwork {found}")
         raise typer.Exit
 
 
@@ -358,38 +366,78 @@ def check(
 @app.command()
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or one table.")
+    ],
+    image_column: ImageColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write a new .csv, .jsonl or .parquet file; the same call goes on after an interruption.",
+        ),
+    ] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option("--sets", metavar="LEVEL", help="Also name the classes it may be, so that this share is right."),
+    ] = None,
+    false_alarm: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm",
+            metavar="RATE",
+            help="Share of images of the classes that may be taken for none of these (default: as fitted, 0.05).",
+        ),
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
     json: Json = False,
 ) -> None:
     """Classes and probabilities of new images. A file that is no image gets a row with its error."""
-    from topwork import model
+    from topwork import batch
+    from topwork.answers import Rule
 
-    loaded = model.load(run)
-    files = _files(images)
-    answers = loaded.stream(files)
+    if out is not None:
+        if csv or json:
+            raise UsageError(f"--out {out} says the format by its ending; leave out {'--csv' if csv else '--json'}")
+        batch.allowed(out)
+    found = batch.of(images, image_column)
+    loaded, content = _asked(run, many=len(found.names) > 1)
+    rule = Rule.of(loaded.facts, sets=sets, false_alarm=false_alarm)
+    if out is not None:
+        console, watch = _screen(True)
+        done = batch.write(loaded, found, out, model=content(), rule=rule, watch=watch)
+        went_on = f"; {done.before:,} of them were done before" if done.before else ""
+        console.print(
+            f"{out}: {done.images:,} images, {done.errors:,} without an answer{went_on}", highlight=False,
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+        return
+    answers = batch.answers(loaded, found, rule=rule)
     if json:
         _print_json({"model": str(run), "classes": loaded.classes, "predictions": list(answers)})
     elif csv:
         import csv as writer
 
         rows = writer.writer(_utf8())
-        rows.writerow(["path", "label", "probability", "error", *loaded.classes])
-        for a in answers:
-            shares = [f"{a.probabilities[c]:.6f}" if a.error is None else "" for c in loaded.classes]
-            share = "" if a.probability is None else f"{a.probability:.6f}"
-            rows.writerow([a.source, "|".join(a.labels), share, a.error or "", *shares])
+        rows.writerow(batch.header(loaded.classes))
+        rows.writerows(batch.cells(a, loaded.classes) for a in answers)
     else:
         console, _ = _screen(json)
         from rich.markup import escape
 
-        width = max(len(str(f)) for f in files)
+        width = max(map(len, found.names))
         for a in answers:
             given = ", ".join(f"[bold]{escape(c)}[/]  {a.probabilities[c]:.1%}" for c in a.labels)
             answer = f"[red]{escape(a.error)}[/]" if a.error else given or "no label"
             ranked = sorted(a.probabilities.items(), key=lambda kv: -kv[1])
             second = [] if a.error else [(c, p) for c, p in ranked if c not in a.labels][:2]
             also = ", ".join(f"{escape(c)} {p:.1%}" for c, p in second)
+            if a.unknown:
+                answer = "[yellow]none of these[/]"
+                also = f"unlike the images learnt from ({a.unknown_score:.2f}, over {rule.limit:.2f}); else {given or also}"
+            if a.prediction_set is not None:
+                also += f"{', ' if also else ''}one of: {escape(', '.join(a.prediction_set))}"
             console.print(
                 f"{escape(a.source.ljust(width))}  {answer}" + (f"  [dim]{also}[/]" if also else ""),
                 highlight=False, soft_wrap=True,
@@ -456,7 +504,7 @@ def explain(
                 console.print(f"{escape(str(file))}  [red]{escape(str(found))}[/]", highlight=False, soft_wrap=True)
             continue
         picture = explained.draw(found, str(file), out)
-        said.append({**explained.told(found, picture), "error": None})
+        said.append(explained.told(found, picture))
         if not json:
             given = ", ".join(f"[bold]{escape(c)}[/]  {found.prediction.probabilities[c]:.1%}" for c in
                               found.prediction.labels) or "no label"  # fmt: skip
@@ -556,20 +604,24 @@ def _show_metrics(console: Console, metrics: Metrics) -> None:
 
     terminal.metrics(console, metrics)
     terminal.confusion(console, metrics)
+    terminal.judged_trust(console, metrics)
 
 
-def _files(paths: list[Path]) -> list[str | Path]:
-    """Files as given; folders become the files in them, hidden ones left out."""
-    files: list[str | Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
-            files += sorted(p for p in inside if not any(s.startswith(".") for s in p.relative_to(path).parts))
-        else:
-            files.append(path)
-    if not files:
-        raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
-    return files
+def _asked(run: Path, *, many: bool) -> tuple[Asked, Callable[[], str]]:
+    """The model in ONNX Runtime, which is there in a moment, else in PyTorch; and what names its content.
+
+    `many` images: each batch has one thread, since there are several batches at once.
+    """
+    from topwork import images, runtime
+
+    file = runtime.found(run)
+    if file is not None:
+        return runtime.load(run, threads=1 if many else None), lambda: images.digest(file.read_bytes())
+    from topwork import model
+    from topwork.records import encode
+
+    loaded = model.load(run)
+    return loaded, lambda: images.digest(encode(loaded.facts))
 
 
 def _sizes(given: list[str] | None) -> list[Any] | None:
@@ -634,6 +686,18 @@ def _disk_full(error: OSError) -> NoReturn:
         " elsewhere with --cache and runs with --out, and start the same command again\n"
     )
     raise SystemExit(1) from error
+
+
+def _not_installed(error: ModuleNotFoundError) -> NoReturn:
+    """topwork-runtime comes without what training needs; a missing room of our own is a bug."""
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "topwork"}:
+        raise error
+    sys.stderr.write(
+        f"topwork: this needs {name}, which is not installed here (topwork-runtime leaves out what only training and"
+        f" judging need): pip install topwork\n"
+    )
+    raise SystemExit(MissingError.exit_code) from error
 
 
 def _usage_or_raise(error: Exception) -> NoReturn:

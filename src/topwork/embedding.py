@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 PERPLEXITY = 30.0
 """Neighbours that count, as nearly everywhere; a third of the images where there are fewer."""
 
-STEPS, PUSHED = 100, 40
+STEPS, PUSHED = 150, 50
 """Steps in all, and first ones in which attraction is exaggerated."""
 
 EXAGGERATION = 12.0
@@ -40,6 +40,22 @@ def flat(x: Floats) -> Floats:  # (n, d)
     return placed
 
 
+def standard(pooled: Floats) -> Floats:  # (n, d)
+    """Features that all count alike, each image's brought to unit length: (n, d)."""
+    if not len(pooled):
+        return pooled
+    spread = pooled.std(axis=0)
+    scale = np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf).astype(np.float32)
+    return unit((pooled - pooled.mean(axis=0)) / scale)
+
+
+def unit(x: Floats) -> Floats:  # (n, d)
+    """Rows brought to length 1; those of zeros stay."""
+    length = np.sqrt((x * x).sum(axis=1, keepdims=True))
+    found: Floats = x / np.maximum(length, np.float32(1e-12))
+    return found
+
+
 def components(x: Floats, most: int) -> Floats:  # (n, d)
     """Coordinates along the first principal components: (n, r), r at most `most`; signs are fixed."""
     z = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
@@ -49,7 +65,8 @@ def components(x: Floats, most: int) -> Floats:  # (n, d)
     values, vectors = np.maximum(values[::-1][:r], 0.0), vectors[:, ::-1][:, :r]
     found = vectors * np.sqrt(values) if len(z) <= z.shape[1] else z @ vectors
     found *= np.where(found[np.abs(found).argmax(axis=0), np.arange(r)] < 0, -1.0, 1.0)
-    return found.astype(np.float32)
+    coordinates: Floats = found.astype(np.float32)
+    return coordinates
 
 
 def _affinities(z: Floats, perplexity: float) -> csr_matrix:

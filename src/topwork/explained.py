@@ -57,7 +57,7 @@ def each(
     """Like explain, one by one; what is no usable image gives its error and does not end the others."""
     loaded = run.model if isinstance(run, Run) else model.load(Path(run))
     explanation.checked(loaded.facts, cls)
-    near = Learnt.of(run.path if isinstance(run, Run) else Path(run))
+    near = Learnt.of(run.path if isinstance(run, Run) else Path(run), loaded.known)
     for source in sources:
         try:
             found, seen = explanation.explain(loaded, source, cls)
@@ -94,9 +94,10 @@ def draw(found: Explanation, name: str, out: Path | None) -> Path:
 def told(found: Explanation, picture: Path) -> dict[str, Any]:
     """All that an explanation says, as plain values."""
     return {
-        "source": found.prediction.source, "picture": str(picture), "class": found.cls,
-        "probability": found.probability, "score": found.score, "bias": found.bias,
-        "seen": found.seen, "map": found.map.tolist(), "nearest": found.nearest, "prediction": found.prediction,
+        "source": found.prediction.source, "label": found.prediction.label, "labels": found.prediction.labels,
+        "unknown": found.prediction.unknown, "class": found.cls, "probability": found.probability,
+        "score": found.score, "bias": found.bias, "seen": found.seen, "map": found.map.tolist(),
+        "nearest": found.nearest, "picture": str(picture), "error": None,
     }  # fmt: skip
 
 
@@ -105,16 +106,16 @@ class Learnt:
 
     def __init__(self, features: Known, paths: Sequence[str], labels: Sequence[str]) -> None:
         self.features, self.paths, self.labels = features, tuple(paths), tuple(labels)
+        self.rows = {path: row for row, path in enumerate(self.paths)}
 
     @classmethod
-    def of(cls, folder: Path) -> Learnt | None:
-        """Of a run's folder, or of the model folder inside it; None where it remembers none, or not which they are.
+    def of(cls, folder: Path, features: Known | None) -> Learnt | None:
+        """Of a run's folder, or of the model folder inside it; None where it does not say which images they are.
 
         Raises DataError where what it remembers is damaged.
         """
         home = folder if (folder / "model").is_dir() else folder.absolute().parent
         file = home / KNOWN
-        features = Known.load(folder if (folder / "model.json").is_file() else folder / "model")
         if features is None or not file.is_file():
             return None
         columns = _columns(file, "path", "label")
@@ -145,16 +146,22 @@ def write(
     """Write explained.parquet and embedding.parquet into a finished run's folder, each whole or not at all.
 
     `pooled`: gives the model's pooled features (n, d) of images by their paths, where they are there already; else
-    the images pass through the model. Raises DataError, MissingError where the images are out of reach.
+    what the run remembers of its training images is taken, and the others pass through the model. Raises DataError,
+    MissingError where the images are out of reach.
     """
-    learnt = Learnt.of(run.path)
+    learnt = Learnt.of(run.path, kept.known)
     store = stores.opened(run.record.data.root)
-    mapped = _mapped(run)
+    mapped = _mapped(run, learnt)
     chosen = _chosen(run.path, kept.classes)
-    watch.begin("explain", len(chosen) + (0 if pooled is not None else len(mapped[0])))
+    passing = [] if pooled is not None else [p for p in mapped[0] if learnt is None or p not in learnt.rows]
+    watch.begin("explain", len(chosen) + len(passing))
     try:
         _write_explained(run.path / EXPLAINED, chosen, kept, store, learnt, watch)
-        _write_embedding(run.path / EMBEDDING, mapped, pooled or _seeing(kept, store, watch), learnt)
+        if pooled is not None:
+            features = embedding.standard(pooled(mapped[0]))
+        else:
+            features = _remembered(mapped[0], kept, store, learnt, watch)
+        _write_embedding(run.path / EMBEDDING, *mapped, features)
     finally:
         watch.end()
 
@@ -203,30 +210,44 @@ def _chosen(folder: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
     return [(columns["path"][i], classes[k]) for i, k in worth_seeing(shares, *sides)]
 
 
-def _mapped(run: Run) -> tuple[list[str], list[str]]:
-    """Paths and labels of the images on the map: those that were judged, then the others; of too many, by class."""
+def _mapped(run: Run, learnt: Learnt | None) -> tuple[list[str], list[str]]:
+    """Paths and labels of the images on the map: those that were judged, then the others; of too many, by class.
+
+    Among the judged ones, and among the others, those that are remembered come first.
+    """
     columns = _columns(run.path / splits.NAME, "path", "label")
     judged = set(_columns(run.path / PREDICTIONS, "path")["path"])
-    own = np.array([path in judged for path in columns["path"]], dtype=bool)
     _, labels = np.unique(np.array(columns["label"], dtype=np.str_), return_inverse=True)
-    first, others = np.flatnonzero(own), np.flatnonzero(~own)
-    first = first[known.sample(labels[first], MAPPED)]
-    if room := MAPPED - len(first):
-        first = np.concatenate([first, others[known.sample(labels[others], room)]])
-    rows = np.sort(first)
+    rank = np.array([2 * (p not in judged) + (learnt is None or p not in learnt.rows) for p in columns["path"]], int)
+    rows = np.zeros(0, dtype=np.int64)
+    for k in range(4):
+        there = np.flatnonzero(rank == k)
+        if room := MAPPED - len(rows):
+            rows = np.concatenate([rows, there[known.sample(labels[there], room)]])
+    rows.sort()
     return [columns["path"][i] for i in rows], [columns["label"][i] for i in rows]
 
 
-def _seeing(kept: Model, store: stores.Store, watch: Watch) -> Callable[[Sequence[str]], Floats]:
-    """Pooled features of images that pass through the model now; zeros of those that cannot be read any more."""
-
-    def pooled(paths: Sequence[str]) -> Floats:
-        found = np.zeros((len(paths), 2 * kept.facts.channels), dtype=np.float32)
-        for rows, batch in _batches(paths, kept, store, watch):
-            found[rows] = kept.see(batch).pooled
+def _remembered(
+    paths: Sequence[str], kept: Model, store: stores.Store, learnt: Learnt | None, watch: Watch
+) -> Floats:  # fmt: skip
+    """Features of unit length (n, r) of images, remembered or seen now; zeros of those that cannot be read any more."""
+    new = [i for i, path in enumerate(paths) if learnt is None or path not in learnt.rows]
+    pooled = np.zeros((len(new), 2 * kept.facts.channels), dtype=np.float32)
+    read = np.zeros(len(new), dtype=bool)
+    for rows, batch in _batches([paths[i] for i in new], kept, store, watch):
+        pooled[rows], read[rows] = kept.see(batch).pooled, True
+    if learnt is None:
+        found = np.zeros_like(pooled)
+        found[read] = embedding.standard(pooled[read])
         return found
-
-    return pooled
+    found = np.zeros((len(paths), learnt.features.features.shape[1]), dtype=np.float32)
+    for i, path in enumerate(paths):
+        if path in learnt.rows:
+            found[i] = learnt.features.features[learnt.rows[path]]
+    folded = learnt.features.folded(pooled[read])
+    found[np.array(new, dtype=np.int64)[read]] = embedding.unit(folded)
+    return found
 
 
 def _batches(
@@ -275,17 +296,11 @@ def _write_explained(
     _write_table(file, pa.table(rows, schema=pa.schema(types)))
 
 
-def _write_embedding(
-    file: Path, mapped: tuple[list[str], list[str]], pooled: Callable[[Sequence[str]], Floats], learnt: Learnt | None
-) -> None:
+def _write_embedding(file: Path, paths: Sequence[str], labels: Sequence[str], features: Floats) -> None:
     import pyarrow as pa  # noqa: PLC0415
 
-    paths, labels = mapped
-    features = pooled(paths)
-    there = np.flatnonzero(features.any(axis=1))  # without those that could not be read any more
-    features = features[there]
-    seen_as = (learnt.features if learnt is not None else Known.of(features)) if len(features) else None
-    flat = np.zeros((0, 2), np.float32) if seen_as is None else embedding.flat(seen_as.reduced(features))
+    there = [int(i) for i in np.flatnonzero(features.any(axis=1))]  # without those that could not be read any more
+    flat = embedding.flat(features[there])
     columns = {
         "path": [paths[i] for i in there], "label": [labels[i] for i in there], "x": flat[:, 0], "y": flat[:, 1],
     }  # fmt: skip

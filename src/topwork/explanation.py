@@ -1,8 +1,9 @@
 """Where did it look? NumPy alone, whatever computed the scores.
 
-The head is linear on pooled features, so a score is a sum over places: what every place gives to the averages, and
-what the place of each maximum gives to that maximum (class activation maps, Zhou et al., CVPR 2016, with the maxima
-added). Nothing is approximated and nothing left out: a map and its bias add up to the score.
+The head is linear on the averages and maxima of channels, so a score is a sum over places: to an average each gives its
+value over their number (class activation maps, Zhou et al., CVPR 2016), to a maximum its Shapley value, which has a
+closed form. Together these are the Shapley values of the places for the whole score: nothing is approximated and
+nothing left out, a map and its bias add up to it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from topwork import answers, images
-from topwork.answers import Prediction, Seen
+from topwork.answers import Prediction, Rule, Seen
 from topwork.errors import UsageError
 from topwork.images import Source
+from topwork.known import Known
 from topwork.records import ModelFacts
 
 Floats = NDArray[np.float32]
@@ -45,6 +47,7 @@ class Model(Protocol):
     """What can be explained: whatever computes scores with a linear head on pooled maps."""
 
     facts: ModelFacts
+    known: Known | None
 
     @property
     def head(self) -> tuple[Floats, Floats]:
@@ -101,7 +104,9 @@ def explain(
     image = images.decode(source, model.facts.preprocessing)
     seen = model.see(np.stack([images.frame(image, model.facts.preprocessing)]))
     shares = answers.probabilities(seen.scores, model.facts)[0]
-    prediction = answers.answer(source, shares, model.facts)
+    told = model.known is not None and model.facts.unknown is not None
+    strange = float(model.known.scores(seen.pooled)[0]) if told and model.known is not None else None
+    prediction = answers.answer(source, shares, model.facts, strange, Rule.of(model.facts))
     named = cls or prediction.label or model.facts.classes[int(shares.argmax())]
     maps, bias = places(model, seen, np.array([model.facts.classes.index(named)]))
     part = images.seen_part(image.size, model.facts.preprocessing)
@@ -125,9 +130,8 @@ def places(
 ) -> tuple[Floats, Doubles]:
     """Contribution of every place to the score of a class: (b, rows, columns), and the bias: (b,).
 
-    An average gives each place its value over the number of places; a maximum stands where it is, in equal parts where
-    it is in several places. Where an image has one label, both are taken against the mean over all classes, which
-    changes no probability: what speaks for all classes alike speaks for none.
+    Where an image has one label, it is taken against the mean over all classes, which changes no probability: what
+    speaks for all classes alike speaks for none.
     """
     weight, bias = (x.astype(np.float64) for x in model.head)
     own, base = weight[:, which].T, bias[which]
@@ -155,12 +159,23 @@ def _spread(x: Floats, average: Doubles, largest: Doubles) -> Doubles:  # (b, c,
     """What every place of a map gives to a weighted sum of the channels' averages and maxima."""
     b, c, h, w = x.shape
     flat = x.reshape(b, c, h * w).astype(np.float64)
-    peak = flat.max(axis=2, keepdims=True)
-    there = flat == peak
-    share = largest * peak[:, :, 0] / there.sum(axis=2)
-    found = average[:, None, :] @ flat / (h * w) + share[:, None, :] @ there
+    found = average[:, None, :] @ flat / (h * w) + largest[:, None, :] @ shares_of_maximum(flat)
     result: Doubles = found.reshape(b, h, w)
     return result
+
+
+def shares_of_maximum(x: Doubles) -> Doubles:  # (..., n)
+    """Shapley values of n values for their maximum: (..., n), which add up to it.
+
+    In rising order, every step from one value to the next is shared by those that are at least as large as the next
+    (Littlechild and Owen, Management Science 1973: the runway that the largest aeroplane needs).
+    """
+    order = np.argsort(x, axis=-1, kind="stable")
+    rising = np.take_along_axis(x, order, axis=-1)
+    steps = np.diff(rising, axis=-1, prepend=0.0) / np.arange(x.shape[-1], 0, -1)
+    shares = np.empty_like(rising)
+    np.put_along_axis(shares, order, np.cumsum(steps, axis=-1), axis=-1)
+    return shares
 
 
 def _overlap(before: int, after: int) -> Doubles:

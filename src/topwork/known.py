@@ -1,19 +1,22 @@
 """What do the training images look like to the model; is an image like any of them, and which are nearest? NumPy alone.
 
-Pooled features are reduced to a few directions and brought to unit length; what is near is what points the same way.
+Pooled features are standardised and folded into a few numbers (a count sketch: each is added to one of them, or taken
+from it, by a coin tossed once). Of these the covariance is known, so it can be said how far an image lies from the
+middle, in units of how far training images lie; and they are few enough to be compared with each other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from topwork.errors import DataError
+from topwork.files import write
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -21,103 +24,159 @@ Ints = NDArray[np.int64]
 FILE = "known.safetensors"
 
 MOST = 3000
-"""Training images that are kept: 128 directions of so many take 0.8 MB, and a look through all of them 1 ms."""
+"""Training images that are kept: 1.5 MB, and a look through all of them takes 2 ms."""
 
-DIRECTIONS = 128
-"""Directions at most: those in which the training images differ most."""
+MOST_TRAINED = 1000
+"""The same where layers were trained: the images have to pass through them once more."""
 
-FITTED = 1000
-"""Images that the directions are found from: a decomposition of so many takes a second, and more changes little."""
+VALUES = 15_000_000
+"""Pooled features (images x features) that are read for it: 60 MB. Of very wide heads fewer images are kept."""
 
-NEIGHBOUR = 2
-"""An image is as strange as its similarity to the image that is the second-nearest of those learnt from."""
+FOLDED = 256
+"""Numbers that an image is folded into. 128 found as many unknown images (bench/LOG.md), but worse neighbours."""
 
-ROWS = 512  # images looked up at once: their similarities to all kept ones then take 6 MB
+SHRINKAGE = 0.3
+"""Of the mean variance, added to every direction of the covariance: what few images do not show is not impossible.
+From 0.03 to 1 nothing changed by more than 2 points (bench/LOG.md)."""
+
+ROWS = 512  # images folded or looked up at once: their similarities to all kept ones then take 6 MB
+
+
+KINDS = {"float32": "F32", "float16": "F16", "int16": "I16", "int8": "I8"}  # as a safetensors file names them
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """Where an array lies in a safetensors file; read here, since prediction without PyTorch needs no other library."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+    def read(self, data: bytes) -> NDArray[Any]:
+        kind = {v: k for k, v in KINDS.items()}[self.dtype]
+        start, end = self.data_offsets
+        if not 0 <= start <= end <= len(data):
+            raise ValueError(f"bytes {start} to {end} of {len(data)}")
+        return np.frombuffer(data[start:end], dtype=kind).reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class Known:
-    """Reduced features of some training images, and how features are reduced."""
+    """The training images, folded; and how others are."""
 
     mean: Floats  # (d,) of the pooled features
-    basis: Floats  # (d, r) from centred pooled features to directions
-    features: NDArray[np.float16]  # (n, r) of unit length
+    scale: Floats  # (d,) infinite for features that do not vary
+    place: NDArray[np.int16]  # (d,) which of the r numbers a feature is added to
+    sign: NDArray[np.int8]  # (d,) 1 or -1
+    middle: Floats  # (r,) of the folded features
+    spread: Floats  # (r, r) what makes their covariance, shrunk, that of r independent numbers of variance 1
+    features: NDArray[np.float16]  # (n, r) folded, of unit length
 
     @classmethod
     def of(cls, pooled: Floats, *, seed: int = 0) -> Known:  # (n, d)
         """From the pooled features of the images that are to be kept (`sample` says which)."""
-        x = pooled.astype(np.float32)
-        rng = np.random.default_rng(seed)
-        some = x if len(x) <= FITTED else x[np.sort(rng.choice(len(x), FITTED, replace=False))]
-        mean, spread = some.mean(axis=0), some.std(axis=0)
-        scale = np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf).astype(np.float32)
-        basis = (_directions((some - mean) / scale) / scale[:, None]).astype(np.float32)
-        return cls(mean, basis, _unit((x - mean) @ basis).astype(np.float16))
+        mean, spread = pooled.mean(axis=0, dtype=np.float32), pooled.std(axis=0, dtype=np.float32)
+        varies = spread > 1e-6 * max(float(spread.max()), 1e-30)
+        d, rng = pooled.shape[1], np.random.default_rng(seed)
+        place = (rng.permutation(d) % min(d, FOLDED)).astype(np.int16)
+        sign = rng.choice(np.array([-1, 1], dtype=np.int8), d)
+        scale = np.where(varies, spread, np.inf).astype(np.float32)
+        none = np.zeros(0, dtype=np.float32)
+        alone = cls(mean, scale, place, sign, none, none, np.zeros((0, 0), dtype=np.float16))
+        folded = alone.folded(pooled)
+        middle, white = _whitening(len(folded), folded.sum(axis=0), folded.T @ folded)
+        return cls(mean, scale, place, sign, middle, white, _unit(folded).astype(np.float16))
 
-    def reduced(self, pooled: Floats) -> Floats:  # (b, d)
-        """Unit-length features of images: (b, r)."""
-        return _unit((pooled.astype(np.float32) - self.mean) @ self.basis)
-
-    def nearest(self, pooled: Floats, k: int) -> tuple[Ints, Floats]:  # (b, d)
-        """Rows of the k most similar images that are kept, the most similar first, and their similarities in -1..1.
-
-        Two arrays (b, k), k at most the number of images that are kept.
-        """
-        return self._nearest(self.reduced(pooled), k, None, None)
+    def folded(self, pooled: Floats) -> Floats:  # (b, d)
+        """Features folded, of any length: (b, r)."""
+        order = np.argsort(self.place, kind="stable")
+        first = np.searchsorted(self.place[order], np.arange(int(self.place.max()) + 1))
+        shift, factor = self.mean[order], self.sign[order] / self.scale[order]
+        parts = [pooled[i : i + ROWS] for i in range(0, len(pooled), ROWS)]
+        found = [np.add.reduceat((part[:, order] - shift) * factor, first, axis=1) for part in parts]
+        folded: Floats = np.concatenate(found).astype(np.float32) if found else np.zeros((0, len(first)), np.float32)
+        return folded
 
     def scores(self, pooled: Floats) -> Floats:  # (b, d)
-        """How unlike the training images each image is, 0..2: (b,). Rises the less it is like them."""
-        return self._strange(self.reduced(pooled), None, None)
+        """How unlike the training images each image is: (b,). Of a training image it is about 1."""
+        return _distance(self.folded(pooled), self.middle, self.spread)
 
-    def apart(self, groups: Ints) -> Floats:  # (n,) of the kept images
-        """The scores of the kept images themselves, each against those of other groups alone: (n,)."""
-        return self._strange(self.features.astype(np.float32), groups, groups)
+    def apart(self, pooled: Floats, fold: Ints) -> Floats:  # (n, d) of the kept images, (n,)
+        """The scores of the kept images themselves, each by those of other folds alone: (n,)."""
+        folded = self.folded(pooled)
+        total, squared = folded.sum(axis=0), folded.T @ folded
+        found = np.ones(len(folded), dtype=np.float32)
+        for k in np.unique(fold):
+            mine = folded[fold == k]
+            if len(mine) < len(folded):
+                rest = _whitening(len(folded) - len(mine), total - mine.sum(axis=0), squared - mine.T @ mine)
+                found[fold == k] = _distance(mine, *rest)
+        return found
 
-    def save(self, folder: Path) -> None:
-        """Write known.safetensors into the model's folder."""
-        half = {"mean": self.mean, "basis": self.basis, "features": self.features}
-        save_file({name: np.ascontiguousarray(a) for name, a in half.items()}, folder / FILE)
+    def nearest(self, pooled: Floats, k: int) -> tuple[Ints, Floats]:  # (b, d)
+        """Rows of the k most similar kept images, the most similar first, and their similarities (cosines, -1..1).
 
-    @classmethod
-    def load(cls, folder: Path) -> Known | None:
-        """Read it back; None where a model has none. Raises DataError where the file is damaged."""
-        file = folder / FILE
-        if not file.is_file():
-            return None
-        try:
-            found = load_file(file)
-            mean, basis, features = found["mean"], found["basis"], found["features"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(f"{file}: damaged: {error!r}; copy the model's folder anew, or fit again") from error
-        if basis.ndim != 2 or mean.shape != basis.shape[:1] or features.shape[1:] != basis.shape[1:]:
-            raise DataError(
-                f"{file}: damaged: mean {mean.shape}, basis {basis.shape} and features {features.shape} do not fit"
-                " each other; copy the model's folder anew, or fit again"
-            )
-        return cls(mean, basis, features)
-
-    def _strange(self, unit: Floats, own: Ints | None, groups: Ints | None) -> Floats:
-        """1 - similarity to the nearest but NEIGHBOUR - 1; 1 where there is none of another group."""
-        _, similarity = self._nearest(unit, min(NEIGHBOUR, len(self.features)), own, groups)
-        last = similarity[:, -1]
-        strange: Floats = np.where(np.isfinite(last), 1 - last, 1).astype(np.float32)
-        return strange
-
-    def _nearest(self, unit: Floats, k: int, own: Ints | None, groups: Ints | None) -> tuple[Ints, Floats]:
-        kept = self.features.astype(np.float32).T
+        Two arrays (b, k), k at most the number of kept images. Images that belong together are not told apart here.
+        """
+        kept, unit = self.features.astype(np.float32).T, _unit(self.folded(pooled))
         k = min(k, kept.shape[1])
         rows, found = np.empty((len(unit), k), dtype=np.int64), np.empty((len(unit), k), dtype=np.float32)
         for start in range(0, len(unit), ROWS):
             part = slice(start, start + ROWS)
             similarity = unit[part] @ kept
-            if own is not None and groups is not None:
-                similarity[own[part, None] == groups[None]] = -np.inf
             top = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
             near = np.take_along_axis(similarity, top, axis=1)
             order = np.lexsort((top, -near), axis=1)  # of equal ones the first
             rows[part] = np.take_along_axis(top, order, axis=1)
-            found[part] = np.take_along_axis(near, order, axis=1)
+            found[part] = np.clip(np.take_along_axis(near, order, axis=1), -1, 1)
         return rows, found
+
+    def save(self, folder: Path) -> None:
+        """Write known.safetensors into the model's folder."""
+        header, start = {}, 0
+        arrays = {name: np.ascontiguousarray(a) for name, a in vars(self).items()}
+        for name, a in arrays.items():
+            header[name] = _Tensor(KINDS[a.dtype.name], a.shape, (start, start + a.nbytes))
+            start += a.nbytes
+        head = msgspec.json.encode(header)
+        head += b" " * (-len(head) % 8)
+        write(folder / FILE, b"".join([len(head).to_bytes(8, "little"), head, *(a.tobytes() for a in arrays.values())]))
+
+    @classmethod
+    def load(cls, folder: Path, width: int) -> Known | None:
+        """Read it back, for pooled features of this width; None where a model has none.
+
+        Raises DataError where the file is damaged, or does not fit.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            return None
+        try:
+            content = file.read_bytes()
+            size = int.from_bytes(content[:8], "little")
+            tensors = msgspec.json.decode(content[8 : 8 + size], type=dict[str, _Tensor])
+            found = {name: tensors[name].read(content[8 + size :]) for name in cls.__dataclass_fields__}
+        except (OSError, KeyError, ValueError, msgspec.MsgspecError) as error:
+            raise DataError(f"{file}: damaged ({error!r}); copy the model's folder anew, or fit again") from error
+        known = cls(**found)
+        wrong = known._wrong(width)
+        if wrong:
+            raise DataError(f"{file}: {wrong}; copy the model's folder anew, or fit again")
+        return known
+
+    def _wrong(self, width: int) -> str:
+        """What does not fit; empty where all does."""
+        r = len(self.middle)
+        shapes = {
+            "mean": (width,), "scale": (width,), "place": (width,), "sign": (width,), "middle": (r,), "spread": (r, r),
+            "features": (len(self.features), r),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                return f"{name} is {getattr(self, name).shape}, expected {shape}"
+        if width == 0 or not np.array_equal(np.unique(self.place), np.arange(r)):
+            return f"its places are not those of {r} numbers"
+        return ""
 
 
 def sample(labels: Ints, most: int = MOST, *, seed: int = 0) -> Ints:
@@ -135,16 +194,21 @@ def sample(labels: Ints, most: int = MOST, *, seed: int = 0) -> Ints:
     return np.sort(order[np.argsort(share, kind="stable")[:most]])
 
 
-def _directions(z: Floats) -> Floats:  # (n, d) standardised
-    """Where standardised features spread most, as they spread: (d, r)."""
-    small = z @ z.T if len(z) <= z.shape[1] else z.T @ z
-    values, vectors = np.linalg.eigh(small)
-    r = int(min(DIRECTIONS, max(1, (values > 1e-6 * max(float(values[-1]), 1e-30)).sum())))
-    values, vectors = np.maximum(values[::-1][:r], 1e-12), vectors[:, ::-1][:, :r]
-    if len(z) <= z.shape[1]:
-        vectors = z.T @ (vectors / np.sqrt(values))
-    directions: Floats = vectors.astype(np.float32)
-    return directions
+def _whitening(n: int, total: Floats, squared: Floats) -> tuple[Floats, Floats]:
+    """Middle and whitening of n folded images, from their sum and the sum of their outer products."""
+    middle = total.astype(np.float64) / n
+    covariance = (squared - n * np.outer(middle, middle)) / max(1, n - 1)
+    ridge = max(float(np.trace(covariance)) / len(middle), 1e-12)
+    lower = np.linalg.cholesky(covariance + SHRINKAGE * ridge * np.eye(len(middle)))
+    white = np.linalg.inv(lower).T
+    return middle.astype(np.float32), white.astype(np.float32)
+
+
+def _distance(folded: Floats, middle: Floats, white: Floats) -> Floats:
+    """Root mean square of the whitened numbers: (b,)."""
+    apart = (folded - middle) @ white
+    distance: Floats = np.sqrt((apart * apart).mean(axis=1))
+    return distance
 
 
 def _unit(x: Floats) -> Floats:
