@@ -31,7 +31,7 @@ from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
 from topwork import cli, features, survey, zoo
 from topwork.shards import Writer
 
-COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "report", "backbones", "demo")
+COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "explain", "report", "backbones", "demo")
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
         "--size": SIZE_PX, "--strategy": "head", "--cut": "blocks.1.0", "--delta": 0.2, "--seed": 3, "--out": "mine",
         "--cache": finished.cache, "--split-of": finished.run.path,
     }  # fmt: skip
-    flags = ["--no-flip", "--balance", "--one-depth", "--no-bursts"]
+    flags = ["--no-flip", "--balance", "--one-depth", "--no-bursts", "--no-pictures"]
     said = call("fit", finished.folder, *flags, *[x for pair in arguments.items() for x in pair])
     assert said.code == 0
     got = dataclasses.asdict(topwork.load_run("mine").record.options)
@@ -223,9 +223,10 @@ def test_every_option_of_fit_arrives(call: Call, finished: Finished) -> None:
         "strategy": "head", "cut": "blocks.1.0", "unfreeze": None, "lr": None, "epochs": None, "flip": False,
         "balance": True, "several_depths": False, "budget": None, "delta": 0.2, "seed": 3, "cache": str(finished.cache),
         "columns": {"image": None, "labels": (), "split": None, "group": None, "separator": None},
-        "bursts": False, "split_of": str(finished.run.path),
+        "bursts": False, "split_of": str(finished.run.path), "pictures": False,
     }  # fmt: skip
     assert topwork.load_run("mine").plan.cut == "blocks.1.0"
+    assert not any((Path("mine") / name).exists() for name in ("report.html", "explained.parquet", "embedding.parquet"))
 
 
 # ---------------------------------------------------------------------------------------------- several backbones
@@ -767,6 +768,57 @@ def test_plan_is_what_fit_would_do(call: Call, finished: Finished) -> None:
     assert f"Cut after {run.plan.cut}" in said.words
     assert "1 FE" in said.words
     assert list(Path.cwd().iterdir()) == []  # it saves no run
+
+
+def test_explain_draws_a_picture_of_every_image_and_names_what_is_like_it(
+    call: Call, finished: Finished, mixed: list[Path]
+) -> None:
+    said = call("explain", finished.run.path, *mixed, "--out", "seen")
+    assert said.code == 0  # one bad file ends nothing
+    names = ["000-explained.png", "001-explained.png"]
+    assert sorted(p.name for p in Path("seen").iterdir()) == names
+    for name, file in zip(names, (mixed[0], mixed[2]), strict=True):
+        with Image.open(Path("seen") / name) as drawn:
+            assert drawn.format == "PNG" and drawn.mode == "RGB"
+        near = topwork.explain(finished.run, file).nearest
+        assert f"{near[1].path} {near[1].label} {near[1].similarity:.2f}" in said.words
+        assert str(Path("seen") / name) in said.words
+    assert "not an image" in said.words and "No such file" in said.words
+    again = call("explain", finished.run.path, mixed[0], "--out", "seen", "--class", "weave")
+    assert again.code == 0 and "explained: weave" in again.words
+    assert (Path("seen") / "000-explained-2.png").exists()
+
+
+def test_explain_json_is_what_python_gives(call: Call, finished: Finished, mixed: list[Path]) -> None:
+    said = call("explain", finished.run.path, *mixed, "--json", "--out", "seen", "--class", "sand")
+    got = one_object(said.out)
+    assert got["model"] == str(finished.run.path)
+    assert [e["source"] for e in got["explanations"]] == [str(f) for f in mixed]
+    assert [e["error"] is None for e in got["explanations"]] == [True, False, True, False]
+    for file, e in zip(mixed[::2], got["explanations"][::2], strict=True):
+        wanted = topwork.explain(finished.run, file, "sand")
+        assert (e["class"], e["label"], e["probability"]) == ("sand", wanted.prediction.label, wanted.probability)
+        assert np.sum(e["map"]) + e["bias"] == pytest.approx(e["score"], abs=1e-3)
+        assert [n["path"] for n in e["nearest"]] == [n.path for n in wanted.nearest]
+        assert Path(e["picture"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--class", "wool"], "--class wool: the model has no such class; expected"),
+        (["--out", "there.png"], "--out there.png: exists already and is not overwritten"),
+        (["--out", "new.png"], "--out new.png: one file for 4 images; name a folder"),
+    ],
+)
+def test_explain_refuses_what_it_cannot_do(
+    call: Call, finished: Finished, mixed: list[Path], options: list[str], words: str
+) -> None:
+    Path("there.png").write_text("mine")
+    said = call("explain", finished.run.path, *mixed, *options)
+    assert said.code == 2 and words in said.words
+    assert Path("there.png").read_text() == "mine"
+    assert not list(Path().glob("*explained*"))
 
 
 def test_a_report_is_drawn_again_and_elsewhere_and_over_nothing(call: Call, finished: Finished, tmp_path: Path) -> None:

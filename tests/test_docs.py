@@ -290,6 +290,7 @@ JSON_CALLS = {
     "check": "check {photos}",
     "predict": "predict {run} {photos}",
     "evaluate": "evaluate {run} {photos}",
+    "explain": "explain {run} {photos} --out {out}",
     "backbones": "backbones",
 }
 """A call of each command that prints JSON of its own, on what a finished run has left."""
@@ -446,6 +447,13 @@ def test_every_column_of_the_predictions_is_documented(finished: Finished) -> No
     assert kept == {key.decode() for key in schema.metadata}
 
 
+@pytest.mark.parametrize("name", ["split", "explained", "embedding"])
+def test_every_column_of_the_other_tables_is_documented(finished: Finished, name: str) -> None:
+    rows = table(page("run-json.md"), f"{name} column", "holds")
+    schema = parquet.read_schema(finished.run.path / f"{name}.parquet")
+    assert [names(row[f"{name} column"])[0] for row in rows] == schema.names
+
+
 def test_every_tensor_of_a_model_is_documented(finished: Finished) -> None:
     rows = table(page("run-json.md"), "tensor", "shape", "meaning")
     documented = {names(row["tensor"])[0] for row in rows}
@@ -586,6 +594,7 @@ def test_what_a_result_can_rest_on_is_documented() -> None:
 # -------------------------------------------------------------------------------------------------- the constants
 
 SPEED_ONLY = {"shards", "ahead", "asking", "engine", "features", "memo", "model", "pictures", "records"}
+SPEED_ONLY |= {"explanation", "embedding", "explained"}  # looks, of a result that is on disk already
 """Rooms of the main job whose constants decide time, memory, file formats or looks, never a number in the result."""
 
 

@@ -92,20 +92,22 @@ def test_every_fit_leaves_a_flat_map_of_its_images(finished: Finished) -> None:
     assert max(map(abs, [*found["x"], *found["y"]])) == pytest.approx(1)  # type: ignore[arg-type]
 
 
-def test_written_again_it_is_the_same(finished: Finished, tmp_path: Path) -> None:
-    """From the run's folder alone, as for a trained model: its images pass through the model once more."""
+@pytest.mark.parametrize("remembers", [True, False])
+def test_written_again_it_is_the_same(finished: Finished, tmp_path: Path, remembers: bool) -> None:
+    """From the run's folder alone, as for a trained model: what it does not remember passes through it once more."""
     copy = Run(Path(shutil.copytree(finished.run.path, tmp_path / "run")), finished.run.record)
-    first = (copy.path / "explained.parquet").read_bytes()
-    before = table(copy, "embedding.parquet")
-    log = Log()
-    explained.write(copy, finished.run.model, watch=log)
-    again = copy.path / "explained.parquet"
-    assert again.read_bytes() == first
-    after = table(copy, "embedding.parquet")
+    before, maps = table(copy, "embedding.parquet"), table(copy, "explained.parquet")
+    kept, log = copy.model, Log()
+    if not remembers:
+        kept.known = None
+    explained.write(copy, kept, watch=log)
+    after, again = table(copy, "embedding.parquet"), table(copy, "explained.parquet")
     assert after["path"] == before["path"]
-    explained.write(copy, finished.run.model)
+    for name in ("path", "class", "map") if not remembers else maps:
+        assert again[name] == maps[name]
+    explained.write(copy, kept)
     assert table(copy, "embedding.parquet") == after
-    assert log.stages == [("explain", len(parquet.read_table(again)) + len(after["path"]))]
+    assert log.stages == [("explain", len(maps["path"]) + (0 if remembers else len(after["path"])))]
     assert log.steps == log.stages[0][1]
 
 
@@ -131,7 +133,9 @@ def test_images_that_are_gone_are_left_out(finished: Finished, tmp_path: Path) -
     copy = Run(Path(shutil.copytree(finished.run.path, tmp_path / "run")), record)
     gone = str(table(copy, "explained.parquet")["path"][0])
     (folder / gone).unlink()
-    explained.write(copy, finished.run.model)
+    kept = copy.model
+    kept.known = None
+    explained.write(copy, kept)
     for name in ("explained.parquet", "embedding.parquet"):
         assert gone not in table(copy, name)["path"]
         assert len(table(copy, name)["path"]) == len(table(finished.run, name)["path"]) - 1

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 PERPLEXITY = 30.0
 """Neighbours that count, as nearly everywhere; a third of the images where there are fewer."""
 
-STEPS, PUSHED = 100, 40
+STEPS, PUSHED = 150, 50
 """Steps in all, and first ones in which attraction is exaggerated."""
 
 EXAGGERATION = 12.0

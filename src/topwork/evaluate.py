@@ -264,7 +264,7 @@ def calibration(
     plain = float(np.abs(sums.sum(axis=0)).sum() / len(labels))
     rng = np.random.default_rng(seed)
     drawn = [np.bincount(rng.integers(0, count, count), minlength=count) @ sums for _ in range(RESAMPLES)]
-    spread = float((np.abs(drawn).sum(axis=1) / len(labels)).std())
+    spread = float(np.hypot((np.abs(drawn).sum(axis=1) / len(labels)).std(), 1 / count))  # one could change as much
     low, value, high = (_beyond_chance(plain + z * spread, share, chance) for z in (-Z95, 0.0, Z95))
     return value, low, high
 
@@ -383,4 +383,7 @@ def _shares(name: str, n: int, predicted: int, right: int, worth: float) -> Clas
     recall = right / n if n else 0.0
     low, high = wilson(recall, n * worth)
     f1 = 2 * right / (n + predicted) if n + predicted else 0.0
-    return ClassMetrics(name, n, predicted, recall, low, high, right / predicted if predicted else None, f1)
+    if not predicted:
+        return ClassMetrics(name, n, predicted, recall, low, high, None, f1)
+    precision = right / predicted
+    return ClassMetrics(name, n, predicted, recall, low, high, precision, f1, *wilson(precision, predicted * worth))

@@ -94,9 +94,10 @@ def draw(found: Explanation, name: str, out: Path | None) -> Path:
 def told(found: Explanation, picture: Path) -> dict[str, Any]:
     """All that an explanation says, as plain values."""
     return {
-        "source": found.prediction.source, "picture": str(picture), "class": found.cls,
-        "probability": found.probability, "score": found.score, "bias": found.bias,
-        "seen": found.seen, "map": found.map.tolist(), "nearest": found.nearest, "prediction": found.prediction,
+        "source": found.prediction.source, "label": found.prediction.label, "labels": found.prediction.labels,
+        "unknown": found.prediction.unknown, "class": found.cls, "probability": found.probability,
+        "score": found.score, "bias": found.bias, "seen": found.seen, "map": found.map.tolist(),
+        "nearest": found.nearest, "picture": str(picture), "error": None,
     }  # fmt: skip
 
 

@@ -363,7 +363,7 @@ class HeadFacts:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """One class: recall with its 95% interval, precision, F1; `n` true images, `predicted` given to it."""
+    """One class: recall and precision with 95% intervals, F1; `n` true images, `predicted` given to it."""
 
     name: str
     n: int
@@ -373,6 +373,8 @@ class ClassMetrics:
     recall_high: float
     precision: float | None  # None where nothing was given to the class
     f1: float
+    precision_low: float | None = None  # None where nothing was given to it; and in runs of an earlier topwork
+    precision_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +454,7 @@ class Unknown:
     false_alarm: float  # share of images of the classes that may be taken for none of them, as asked for
     threshold: float  # score above which an image is taken for none of them
     quantiles: tuple[float, ...]  # score that 0%, 1%, ... 100% of images of the classes stay at or below
-    n: int  # images out of sample behind them
+    n: int  # images out of sample behind them; those that belong together count as one
     measured: Estimate  # share of judged images that is above a threshold which they did not set
 
 
@@ -465,7 +467,7 @@ class Sets:
 
     quantiles: tuple[float, ...]  # what 1 - probability of the true class stays up to at 0%, 1%, ... 100%; 1, all
     # classes, where the images are too few to promise less
-    n: int  # images behind them
+    n: int  # images out of sample behind them; those that belong together count as one
     coverage: tuple[Coverage, ...]
 
 

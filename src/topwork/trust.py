@@ -34,6 +34,7 @@ def unknown(
     judged: NDArray[Any] | None = None,  # (m,) of locked images, if there are any
     *,
     method: str,
+    groups: Ints | None = None,  # (n,) images that belong together
     on: str,
     independent: float,  # independent images that the judging ones are worth: the m, else the n
     false_alarm: float = FALSE_ALARM,
@@ -42,25 +43,30 @@ def unknown(
 
     The share of false alarms is measured on the locked images, else on each fold by a threshold of the others.
     """
-    if (len(scores) + 1) * false_alarm < 1 - 1e-9:
+    alone = _count(groups, len(scores))
+    if (alone + 1) * false_alarm < 1 - 1e-9:
         return None
     place = percent(1 - false_alarm)
-    values = promised(scores)
+    values = promised(scores, groups)
     values = np.where(np.isfinite(values), values, scores.max())
-    flagged = _crossed(scores, fold, place) if judged is None else judged > values[place]
+    flagged = _crossed(scores, fold, groups, place) if judged is None else judged > values[place]
     share, n = float(flagged.mean()), len(flagged)
     measured = Estimate(share, *wilson(share, independent), n, on)
-    return Unknown(method, false_alarm, float(values[place]), tuple(float(v) for v in values), len(scores), measured)
+    return Unknown(method, false_alarm, float(values[place]), tuple(float(v) for v in values), alone, measured)
 
 
-def _crossed(scores: NDArray[Any], fold: Ints, place: int) -> Bools:
+def _crossed(scores: NDArray[Any], fold: Ints, groups: Ints | None, place: int) -> Bools:
     """Whether each is above the threshold that the other folds set."""
     found = np.zeros(len(scores), dtype=bool)
     for k in np.unique(fold):
-        rest = scores[fold != k]
-        if len(rest):
-            found[fold == k] = scores[fold == k] > promised(rest)[place]
+        rest = fold != k
+        found[~rest] = scores[~rest] > promised(scores[rest], None if groups is None else groups[rest])[place]
     return found
+
+
+def _count(groups: Ints | None, n: int) -> int:
+    """Images that stand for themselves: groups, where there are any."""
+    return n if groups is None else len(np.unique(groups))
 
 
 def sets(
@@ -69,23 +75,25 @@ def sets(
     fold: Ints,  # (n,) images of one fold set no threshold for each other
     judged: tuple[Floats, Ints] | None = None,  # (m, C) and (m,) of locked images, if there are any
     *,
+    groups: Ints | None = None,  # (n,) images that belong together
     on: str,
     independent: float,  # independent images that the judging ones are worth: the m, else the n
 ) -> Sets:
     """What prediction sets rest on, and how often they hold: on the locked images, else on each fold by the others."""
     missed = _missed(probabilities, labels)
-    values = bounds(missed)
+    values = bounds(missed, groups)
     found = []
     for level in LEVELS:
         place = percent(level)
         if judged is None:
             bound = np.ones(len(labels))
             for k in np.unique(fold):
-                bound[fold == k] = bounds(missed[fold != k])[place]
+                rest = fold != k
+                bound[~rest] = bounds(missed[rest], None if groups is None else groups[rest])[place]
             found.append(_coverage(probabilities, labels, bound, level, on, independent))
         else:
             found.append(_coverage(*judged, np.full(len(judged[1]), values[place]), level, on, independent))
-    return Sets(tuple(float(v) for v in values), len(labels), tuple(found))
+    return Sets(tuple(float(v) for v in values), _count(groups, len(labels)), tuple(found))
 
 
 def coverage(given: Sets, probabilities: Floats, labels: Ints, *, on: str, independent: float) -> tuple[Coverage, ...]:
@@ -96,9 +104,9 @@ def coverage(given: Sets, probabilities: Floats, labels: Ints, *, on: str, indep
     )
 
 
-def bounds(missed: Floats) -> Floats:  # (n,) 1 - probability of the true class
+def bounds(missed: Floats, groups: Ints | None = None) -> Floats:  # (n,) 1 - probability of the true class
     """For 0%, ... 100%: up to which 1 - probability a class is in the set; 1, all classes, where n is too small."""
-    values: Floats = np.minimum(promised(missed), 1.0)
+    values: Floats = np.minimum(promised(missed, groups), 1.0)
     return values
 
 

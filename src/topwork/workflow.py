@@ -532,7 +532,8 @@ def _trusted(outcome: _Outcome, kept: model.Model, o: Options) -> _Trust:
     unknown = None
     if scores is not None:
         unknown = trust.unknown(
-            scores, fold, judged, method="distance", on=m.locked, independent=_independent(m, judging)
+            scores, fold, judged, method="distance", groups=_together(m, judging if trained else rows), on=m.locked,
+            independent=_independent(m, judging),
         )  # fmt: skip
     return _Trust(known, rows, unknown, None if m.dataset.multi_label else _sets(outcome, o.seed))
 
@@ -544,7 +545,8 @@ def _sets(outcome: _Outcome, seed: int) -> Sets:
     if m.locked != "out-of-sample":
         judged = softmax(outcome.scores / t, axis=1), m.labels[outcome.rows]
     return trust.sets(
-        softmax(outcome.fold_scores / t, axis=1), m.labels[rows], _folds(m, rows, seed), judged, on=m.locked,
+        softmax(outcome.fold_scores / t, axis=1), m.labels[rows], _folds(m, rows, seed), judged,
+        groups=_together(m, rows), on=m.locked,
         independent=_independent(m, rows if judged is None else outcome.rows),
     )  # fmt: skip
 

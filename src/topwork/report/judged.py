@@ -6,7 +6,7 @@ import os
 from base64 import b64encode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from PIL import Image
 from topwork import images, stores
 from topwork.errors import DataError, ImageError, TopworkError
 from topwork.records import Preprocessing
-from topwork.statistics import wilson
 
-THUMBNAIL_PX = 64  # of photographs 256 px high, half the scale is decoded
-THUMBNAILS = 500
-"""Pictures in a page: at some 2 KB each it stays far below 5 MB. Mistakes come first, the surest before others."""
+SMALL_PX, LARGE_PX = 64, 128  # sides of pictures: in rows and on the map; of what is to be looked at closely
+PICTURES = 1000
+"""In a page: a camera's photographs of 12 megapixels take some 40 ms each to read. Mistakes come first."""
 
-PER_BIN, MOST_BINS = 20, 10  # answers in a bin of the calibration figure at least, and bins at most
-_SMALL = Preprocessing(THUMBNAIL_PX, THUMBNAIL_PX, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PICTURE_BYTES = 2_400_000
+"""What all pictures may take in a page, which should stay below 5 MB; those that come last are left out beyond it."""
+
+EXAMPLES, ALL_EXAMPLES = 6, 300  # of each class beside its name at most, and of all classes
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class Judged:
         found: NDArray[np.bool_] = self.label != self.predicted
         return found
 
+    def labels_of(self, row: int) -> tuple[str, ...]:
+        """Its true class."""
+        return (self.classes[int(self.label[row])],)
+
+    def given_to(self, row: int) -> str:
+        """What was answered, in words."""
+        return self.classes[int(self.predicted[row])]
+
 
 @dataclass(frozen=True)
 class JudgedLabels:
@@ -59,6 +68,14 @@ class JudgedLabels:
     def wrong(self) -> NDArray[np.bool_]:
         """Which were not given exactly their labels."""
         return np.array([a != b for a, b in zip(self.labels, self.predicted, strict=True)], dtype=bool)
+
+    def labels_of(self, row: int) -> tuple[str, ...]:
+        """Its true labels."""
+        return self.labels[row]
+
+    def given_to(self, row: int) -> str:
+        """What was answered, in words."""
+        return ", ".join(self.predicted[row]) or "no label"
 
 
 def read(file: Path) -> Judged | JudgedLabels:
@@ -84,17 +101,6 @@ def read(file: Path) -> Judged | JudgedLabels:
         raise DataError(f"{file}: no predictions of a run ({error}); `topwork fit` writes them") from error
 
 
-def bins(judged: Judged) -> list[tuple[float, float, float, float, int]]:
-    """Answers of about the same probability together, as many in each: mean probability, share right, 95%, answers."""
-    n = len(judged.paths)
-    order = np.argsort(judged.probability, kind="stable")
-    found = []
-    for part in np.array_split(order, int(np.clip(n // PER_BIN, 1, MOST_BINS))):
-        right = float((~judged.wrong[part]).mean())
-        found.append((float(judged.probability[part].mean()), right, *wilson(right, len(part)), len(part)))
-    return found
-
-
 def worth_seeing(judged: Judged | JudgedLabels) -> list[int]:
     """Rows in the order in which they get a picture: mistakes, the surest first, then one of each class in turn."""
     if isinstance(judged, JudgedLabels):
@@ -110,23 +116,46 @@ def worth_seeing(judged: Judged | JudgedLabels) -> list[int]:
     return [*first, *right[np.argsort(rank, kind="stable")].tolist()]
 
 
-def thumbnails(root: str, paths: Sequence[str]) -> dict[str, str]:
-    """Small pictures as data addresses, by path; none of a file that is gone or broken."""
-    wanted = paths[:THUMBNAILS]
+def examples(judged: Judged | JudgedLabels) -> list[list[int]]:
+    """A few rows of each class, answered rightly where there are such: what the class looks like."""
+    most = max(1, min(EXAMPLES, ALL_EXAMPLES // len(judged.classes)))
+    found: dict[str, list[int]] = {name: [] for name in judged.classes}
+    for i in np.argsort(judged.wrong, kind="stable").tolist():
+        for name in judged.labels_of(i):
+            if len(found[name]) < most:
+                found[name].append(i)
+    return list(found.values())
+
+
+def thumbnails(root: str, paths: Sequence[str], large: Sequence[str], seen: Preprocessing) -> dict[str, str]:
+    """Small pictures, JPEG in base 64, by path; none of a file that is gone or broken.
+
+    `large`: those shown at LARGE_PX. A picture shows what the model sees of an image (`seen`): its middle, or all.
+    """
+    wanted, closely = paths[:PICTURES], set(large)
     try:
         store = stores.opened(root)
     except TopworkError:  # what was a folder is gone, or its address cannot be reached from here
         return {}
+    small, big = (
+        replace(seen.at(px), interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3) for px in (SMALL_PX, LARGE_PX)
+    )
+    found: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = pool.map(lambda path: _thumbnail(store, path), wanted)
-        return {path: small for path, small in zip(wanted, made, strict=True) if small is not None}
+        made = pool.map(lambda path: _thumbnail(store, path, big if path in closely else small), wanted)
+        left = PICTURE_BYTES
+        for path, picture in zip(wanted, made, strict=True):
+            left -= len(picture or "")
+            if picture is not None and left >= 0:
+                found[path] = picture
+    return found
 
 
-def _thumbnail(store: stores.Store, path: str) -> str | None:
+def _thumbnail(store: stores.Store, path: str, preprocessing: Preprocessing) -> str | None:
     try:
-        pixels = images.load(store.read(path), _SMALL)
+        pixels = images.load(store.read(path), preprocessing)
     except ImageError:
         return None
     out = BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=70)
-    return f"data:image/jpeg;base64,{b64encode(out.getvalue()).decode()}"
+    Image.fromarray(pixels).save(out, "JPEG", quality=70, optimize=True)
+    return b64encode(out.getvalue()).decode()
