@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import pickle
+import shutil
 import socket
 import struct
 import zlib
@@ -26,6 +28,16 @@ from topwork.engine import Engine
 from topwork.records import Example, Preprocessing
 from topwork.zoo import Backbone
 from topwork.zoo.cuts import chain
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = importlib.util.find_spec("axe_playwright_python")  # brings Playwright; of its own only the file of axe is used
+
+in_a_browser = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)"),
+    pytest.mark.skipif(AXE is None, reason="needs axe (pip install -e '.[dev]')"),
+]
+"""Marks of tests that open a page."""
 
 CLASSES = ("bark", "sand", "weave")
 SIZE_PX = 64  # of the backbone's input: a pass over a few dozen images takes a second
@@ -323,3 +335,26 @@ class Malicious:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+def barriers(page: Any, within: str | None = None) -> list[tuple[Any, ...]]:
+    """What axe complains of on a page."""
+    assert AXE is not None
+    assert AXE.origin is not None
+    page.evaluate(Path(AXE.origin).with_name("axe.min.js").read_text())
+    found = page.evaluate("s => axe.run(s || document, {resultTypes: ['violations']})", within)
+    return [
+        (v["id"], v["help"], len(v["nodes"]), v["nodes"][0]["html"][:200], v["nodes"][0]["failureSummary"][:300])
+        for v in found["violations"]
+    ]

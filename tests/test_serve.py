@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import socket
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,17 +32,44 @@ from topwork import answers, images
 from topwork.answers import Seen
 from topwork.asking import Asked
 from topwork.errors import UsageError
-from topwork.records import Estimate, ModelFacts, Preprocessing
+from topwork.explanation import Neighbour
+from topwork.known import Known
+from topwork.records import Coverage, Estimate, ModelFacts, Preprocessing, Sets, Unknown
 from topwork.serve import Limits, create, guard, run
 from topwork.serve.app import openapi
 from topwork.serve.batching import Batch, Batcher, FullError
-from topwork.serve.desk import Served
+from topwork.serve.desk import Learnt, Served
 
 CLASSES = ("red", "green", "blue & <b>")
 FACTS = ModelFacts(
     1, "0", "tiny", "f" * 16, "c", ("c",), Preprocessing(40, 32, "bilinear", (0.5,) * 3, (0.5,) * 3), CLASSES, 1.0, 3,
     "ridge", 0.5, Estimate(0.9, 0.8, 0.95, 50, "out-of-sample"), {},
 )  # fmt: skip
+
+
+def knowing() -> Colours:
+    """A model that has learnt from reds and greens, can tell what is like neither, and names sets."""
+    rng = np.random.default_rng(0)
+    shades = [np.clip(rng.normal(c, 12, 3), 0, 255).astype(np.uint8) for c in [(220, 10, 10), (10, 220, 10)] * 30]
+    model = Colours()
+    batch = np.stack([np.broadcast_to(s, (32, 32, 3)) for s in shades])
+    model.known = Known.of(model.see(batch).pooled)
+    scores = np.sort(model.known.scores(model.see(batch).pooled))
+    quantiles = tuple(float(np.quantile(scores, q / 100)) for q in range(101))
+    on = Estimate(0.05, 0.0, 0.1, 60, "out-of-sample")
+    model.facts = dataclasses.replace(
+        FACTS, unknown=Unknown("distance", 0.05, quantiles[95], quantiles, 60, on),
+        sets=Sets(tuple(q / 100 for q in range(101)), 60, (Coverage(0.9, on, 1.0),)),
+    )  # fmt: skip
+    model.batches.clear()
+    return model
+
+
+class Remembering:
+    """Training images: a red one, then greens."""
+
+    def nearest(self, pooled: NDArray[np.float32], /) -> list[list[Neighbour]]:
+        return [[Neighbour("secret/red.png", "red", 0.9), *[Neighbour("g.png", "green", 0.5)] * 4]] * len(pooled)
 
 
 class Colours(Asked):
@@ -50,6 +79,10 @@ class Colours(Asked):
         self.facts, self.seconds = facts, seconds
         self.batches: list[int] = []
         self.fails = False
+
+    @property
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return np.eye(6, 3, dtype=np.float32) * 8, np.zeros(3, np.float32)
 
     def see(self, batch: NDArray[np.uint8]) -> Seen:
         self.batches.append(len(batch))
@@ -164,6 +197,64 @@ def test_the_page_asks_nobody_else() -> None:
         page = c.get("/").text + c.get("/page.css").text + c.get("/page.js").text
     outside = set(re.findall(r"https?://[\w.]+", page)) - {"http://www.w3.org"}  # the name of SVG, not an address
     assert not outside
+
+
+def test_what_is_like_nothing_that_was_learnt_is_told() -> None:
+    with client(knowing()) as c:
+        found = {n: c.post("/predict", content=picture(rgb)).json()["results"][0]
+                 for n, rgb in [("red", (220, 10, 10)), ("white", (255, 255, 255))]}  # fmt: skip
+        assert not found["red"]["unknown"] and found["white"]["unknown"]
+        assert found["white"]["unknown_score"] > found["red"]["unknown_score"]
+        strict = c.post("/predict?false_alarm=0.5", content=RED).json()["results"][0]
+        assert strict["unknown_score"] == pytest.approx(found["red"]["unknown_score"])
+        assert "0.001" in problem(c.post("/predict?false_alarm=0.001", content=RED), 422)
+    with client() as c:
+        one = c.post("/predict", content=RED).json()["results"][0]
+        assert one["unknown"] is one["unknown_score"] is None
+        assert "false alarms" in problem(c.post("/predict?false_alarm=0.1", content=RED), 422)
+
+
+def test_sets_grow_with_their_level() -> None:
+    with client(knowing()) as c:
+        sizes = []
+        for level in (0.5, 0.9, 0.99):
+            one = c.post(f"/predict?sets={level}", content=picture((150, 140, 0))).json()["results"][0]
+            assert one["prediction_set"][0] == one["label"]
+            sizes.append(len(one["prediction_set"]))
+        assert sizes == sorted(sizes) and sizes[-1] > sizes[0]
+        assert c.post("/predict", content=RED).json()["results"][0]["prediction_set"] is None
+        assert "0.99" in problem(c.post("/predict?sets=0.999", content=RED), 422)
+    with client() as c:
+        assert "has none" in problem(c.post("/predict?sets=0.9", content=RED), 422)
+
+
+def test_a_heat_map_lies_over_the_upright_image() -> None:
+    half = Image.new("RGB", (80, 40), (10, 220, 10))
+    half.paste((220, 10, 10), (0, 0, 40, 40))
+    out = BytesIO()
+    half.save(out, "PNG")
+    with client() as c:
+        one = c.post("/predict?heat_map=true", content=out.getvalue()).json()["results"][0]
+    kind, _, data = one["heat_map"].partition(";base64,")
+    assert kind == "data:image/jpeg"
+    seen = np.asarray(Image.open(BytesIO(b64decode(data)))).astype(float)
+    assert seen.shape == (40, 80, 3)
+    assert one["label"] == "red"
+    warm = seen[..., 0] - seen[..., 2]  # orange speaks for it
+    assert warm[12:28, 25:38].mean() > 40 > warm[12:28, 44:55].mean() + 30
+
+
+def test_training_images_that_are_alike_are_told_without_their_names() -> None:
+    app = create({"colours": Served("colours", "v1", Colours(), Remembering())})
+    with TestClient(app) as c:
+        body = c.post("/predict?nearest=2", content=RED)
+        assert "secret" not in body.text
+        assert body.json()["results"][0]["nearest"] == [
+            {"label": "red", "similarity": 0.9}, {"label": "green", "similarity": 0.5}
+        ]  # fmt: skip
+        assert c.post("/predict", content=RED).json()["results"][0]["nearest"] is None
+    with client() as c:
+        assert c.post("/predict?nearest=2", content=RED).json()["results"][0]["nearest"] is None
 
 
 # ---- what is refused
@@ -374,9 +465,9 @@ def test_whoever_gave_up_waiting_is_not_computed() -> None:
 
 
 @contextmanager
-def listening(model: Colours | None = None, **options: Any) -> Iterator[tuple[str, int]]:
+def listening(model: Colours | None = None, learnt: Learnt | None = None, **options: Any) -> Iterator[tuple[str, int]]:
     """The server on a port of its own, in a thread."""
-    app = create({"colours": Served("colours", "v1", model or Colours())}, **options)
+    app = create({"colours": Served("colours", "v1", model or Colours(), learnt)}, **options)
     config = uvicorn.Config(app, host="127.0.0.1", port=0, http=run._Timed, ws="none", log_level="critical",
                             lifespan="on", timeout_graceful_shutdown=5)  # fmt: skip
     server = uvicorn.Server(config)
