@@ -34,10 +34,13 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def blocked(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that has none of them."""
+def blocked(code: str, *arguments: str, but: str = "") -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that has none of them; `but` one."""
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED + code, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", BLOCKED.replace(repr(but), "''") + code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -115,6 +118,24 @@ def test_only_these_are_loaded(finished: Finished) -> None:
         [sys.executable, "-c", code, str(finished.run.path)], capture_output=True, text=True, check=True
     )
     assert not set(ran.stdout.split()) & (set(HEAVY) | {"typer", "rich", "fsspec", "jinja2"})
+
+
+SERVE = """
+from pathlib import Path
+from starlette.testclient import TestClient
+from topwork import runtime, serve
+from topwork.serve.run import named
+with TestClient(serve.create(named(sys.argv[1:2], runtime.load))) as client:
+    sys.stdout.write(client.post("/predict?heat_map=true", content=Path(sys.argv[2]).read_bytes()).text)
+"""
+
+
+def test_the_server_runs_there_too(finished: Finished) -> None:
+    ran = blocked(SERVE, str(finished.run.path), str(files(finished)[0]), but="safetensors")
+    assert ran.returncode == 0, ran.stderr
+    [one] = json.loads(ran.stdout)["results"]
+    assert one["label"] == runtime.load(finished.run.path).predict(files(finished)[:1])[0].label
+    assert one["heat_map"].startswith("data:image/jpeg")
 
 
 COMMAND = "sys.argv = ['topwork', *sys.argv[1:]]\nfrom topwork.cli import main\nmain()\n"

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import resources
-from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -36,6 +35,9 @@ from topwork.serve.schema import (
     Top,
 )
 
+INTERFACE = "1"
+"""Version of what can be asked; raised when something that could be asked no longer can."""
+
 PAGE = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
 
@@ -58,7 +60,7 @@ def create(
         await desk.close()
 
     app = FastAPI(
-        title="topwork", version=version("topwork"), lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="topwork", version=INTERFACE, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Classes and calibrated probabilities of images. Nothing is read from a path or an address.",
     )  # fmt: skip
     guard = Guard(app, limits, counted, key=key, hosts=hosts)
