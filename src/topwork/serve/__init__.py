@@ -6,7 +6,8 @@ Nothing here reads a path or an address from a request.
 """
 
 from topwork.serve.app import create
+from topwork.serve.desk import Served
 from topwork.serve.guard import Limits
 from topwork.serve.run import LOOPBACK, serve
 
-__all__ = ["LOOPBACK", "Limits", "create", "serve"]
+__all__ = ["LOOPBACK", "Limits", "Served", "create", "serve"]
