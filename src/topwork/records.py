@@ -221,6 +221,8 @@ class BackboneFacts:
     macs: int
     source_classes: int  # 0 where the weights came without the classifier
     cuts: tuple[Cut, ...]
+    licence: str | None = None  # of the weights, as the library states it; None where it states none
+    origin: str = ""  # where the weights come from: an address, a package, a repository, a file
 
 
 @dataclass(frozen=True, slots=True)
