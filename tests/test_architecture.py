@@ -66,7 +66,8 @@ ALLOWED: dict[str, set[str]] = {
     "growth": {"head", "probe", "statistics"},
     "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
     | {"suspects", "shortcuts", "growth"},
-    "runs": {"files", "model", "pictures", "splits"},
+    "card": set(),  # drawn from the record
+    "runs": {"card", "files", "model", "pictures", "splits"},
     "report": {"files", "images", "statistics", "stores"},
     "workflow": {
         "budget",

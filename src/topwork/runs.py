@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from topwork import model, pictures, splits
+from topwork import card, model, pictures, splits
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.files import write
 from topwork.records import CutScore, Dataset, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
@@ -50,6 +50,11 @@ class Run:
     def scores(self) -> tuple[CutScore, ...]:
         """The depth table."""
         return self.record.scores
+
+    @property
+    def card(self) -> str:
+        """The model card as it is drawn from the record: Markdown, with metadata as the Hugging Face hub reads it."""
+        return card.text(self.record)
 
     @cached_property
     def model(self) -> model.Model:
@@ -149,6 +154,7 @@ def save(
         record = complete(model.size(kept, aside / "model"))
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, decided, on=record.data.locked)
         splits.write(aside / splits.NAME, dataset, record.data.locked)
+        (aside / "model" / card.NAME).write_text(card.text(record), encoding="utf-8", newline="\n")
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)
