@@ -67,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "doubts": {"survey", "measurement", "features", "memo", "plan", "probe", "sketches"}
     | {"suspects", "shortcuts", "growth"},
     "card": set(),  # drawn from the record
+    "comparison": {"card", "files", "groups", "ranking", "runs", "statistics"},
     "runs": {"card", "files", "model", "pictures", "splits"},
     "report": {"files", "images", "statistics", "stores"},
     "workflow": {
@@ -93,9 +94,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"catalogue", "faults", "report"},
+    | {"catalogue", "comparison", "faults", "report"},
     "__main__": {"cli"},
-    "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"},  # lazily
+    "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"}  # lazily
+    | {"comparison", "records"},
     # among the leaves
     "errors": set(),
     "records": {"errors"},

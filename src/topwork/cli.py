@@ -436,6 +436,37 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Folders of two or more runs; the first is the reference.")
+    ],
+    disagreements: Annotated[
+        int,
+        typer.Option(
+            "--disagreements", metavar="N", help="List N images that each run answers differently from the first."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write it into this new file: .md or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Runs side by side, and which is better where they are judged on the same images."""
+    console, _ = _screen(json)
+    from topwork import comparison, terminal
+
+    if out is not None:
+        comparison.check(out)
+    found = comparison.compare(runs, disagreements=disagreements)
+    if out is not None:
+        comparison.write(out, found)
+    if json:
+        _print_json(found)
+        return
+    terminal.comparison(console, found, comparison.rows(found), comparison.common(found), comparison.together(found))
+
+
+@app.command()
 def backbones(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAMES...", help="Only these.", show_default=False)
