@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from topwork.runs import Run
 
 Floats = NDArray[np.float64]
+
+Verdict = Literal["better", "worse", "cannot tell"]
 
 MISS = 0.05
 """Chance that any of the intervals of all pairs misses: each pair takes its share of it (Bonferroni), since whoever
@@ -169,7 +171,7 @@ def markdown(found: Comparison) -> str:
     lines += [f"| | {' | '.join(escaped(r.name) for r in found.runs)} |", "| --- " * (len(found.runs) + 1) + "|"]
     lines += [f"| {escaped(what.strip())} | {' | '.join(map(escaped, values))} |" for what, values in rows(found)]
     for pair in found.pairs:
-        lines += ["", f"## {escaped(pair.name)}: {pair.verdict}", "", escaped(pair.reason)]
+        lines += ["", f"## {escaped(pair.name)}", "", escaped(pair.reason)]
         lines += [*([""] if pair.notes else []), *(f"- {escaped(note)}" for note in pair.notes)]
         differing = [c for c in pair.classes if c.difference]
         if differing:
@@ -223,10 +225,11 @@ def _record(home: Path) -> RunRecord:
 
 
 def _names(homes: Sequence[Path]) -> list[str]:
-    """The last part of each path, where that tells them apart."""
+    """The last part of each path, where that tells them apart; one that is given twice has its place behind it."""
     last = [home.absolute().name or str(home) for home in homes]
     count = Counter(last)
-    return [name if count[name] == 1 else str(home) for name, home in zip(last, homes, strict=True)]
+    names = [name if count[name] == 1 else str(home) for name, home in zip(last, homes, strict=True)]
+    return [name if names.index(name) == i else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _compared(name: str, home: Path, r: RunRecord) -> Compared:
@@ -248,7 +251,7 @@ def _contrasts(records: Sequence[RunRecord]) -> tuple[tuple[Contrast, ...], tupl
         "cut": [r.plan.cut for r in records],
         "strategy": [r.plan.strategy for r in records],
         "head": [_head(r) for r in records],
-        "data": [r.data.root for r in records],
+        "data": _places([r.data.root for r in records]),
         "images": [f"{_images(r):,}" for r in records],
         "classes": [str(len(r.data.classes)) for r in records],
         "result on": [r.data.locked for r in records],
@@ -266,13 +269,26 @@ def _contrasts(records: Sequence[RunRecord]) -> tuple[tuple[Contrast, ...], tupl
     }
     if len(set(facts["fingerprint"])) > 1 and len(set(facts["images"])) > 1:
         del facts["fingerprint"]  # of other images it is another, whatever else
+    if _alike(facts["weights"], facts["backbone"]):
+        del facts["weights"]
     same = [Contrast(what, (values[0],)) for what, values in facts.items() if len(set(values)) == 1]
     differ = [
         Contrast(what, tuple(values))
         for what, values in {**facts, **options, **recipes, **versions}.items()
-        if len(set(values)) > 1 and values != facts.get({"--cut": "cut", "--strategy": "strategy"}.get(what, ""))
+        if len(set(values)) > 1 and (what in facts or values != facts.get(what.removeprefix("--")))
     ]
     return tuple(same), tuple(differ)
+
+
+def _alike(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether one tells no more than the other: a name each for every name."""
+    return len(set(zip(a, b, strict=True))) == len(set(b)) == len(set(a))
+
+
+def _places(roots: list[str]) -> list[str]:
+    """Where images lay: by the last part of the path, where that tells the places apart."""
+    last = [root.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or root for root in roots]
+    return last if _alike(last, roots) else roots
 
 
 def _pair(
@@ -282,35 +298,36 @@ def _pair(
     a, b = sides
     missing = [name for name, side in zip(names, sides, strict=True) if side is None]
     if a is None or b is None:
-        return _none(names[1], f"{' and '.join(missing)} kept no predictions.parquet: nothing is paired.")
+        return _none(names, f"{' and '.join(missing)} kept no predictions.parquet: nothing is paired.")
     if a.several != b.several:
-        return _none(names[1], "One gives an image one label, the other several: their numbers mean different things.")
+        return _none(names, "one gives an image one label, the other several: their numbers mean different things.")
     if a.several and set(a.classes) != set(b.classes):
         return _none(
-            names[1], "Their lists of labels differ; how right a ranking of labels is depends on what is ranked.",
+            names, "their lists of labels differ; how right a ranking of labels is depends on what is ranked.",
         )  # fmt: skip
     i, j, notes = _matched(a, b, names)
-    notes += _unequal(a, b, names, records)
-    if not len(i):
+    notes += _crossed(a, b, names)
+    if not i:
         return _none(
-            names[1],
-            "They are judged on no image in common, so nothing can be paired: the difference of their accuracies may be"
-            f" that of the images. `topwork fit ... --split-of` {names[0]} makes a run that can be compared.",
+            names,
+            "they are judged on no image in common, so the difference of their accuracies may be that of the images."
+            f" A run on the same ones comes from `topwork fit ... --split-of {names[0]}`.",
             notes,
         )
+    notes += _unequal(a, b, names, records)
     right, other = a.right[i], b.right[j]
     d = other - right
     groups = _joined([a.groups[k] for k in i], [b.groups[k] for k in j])
     error = _error(d, groups)
     value = float(d.mean())
     low, high = max(-1.0, value - z * error), min(1.0, value + z * error)
-    verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+    verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
     more = _more(value, d, groups, z) if verdict == "cannot tell" else None
     only = int((d < 0).sum()), int((d > 0).sum())
     differ = [k for k in range(len(i)) if set(a.answers[i[k]]) != set(b.answers[j[k]])]
     surest = sorted(differ, key=lambda k: -((a.sure[i[k]] or 0.0) + (b.sure[j[k]] or 0.0)))
     return Pair(
-        names[1], verdict,  # type: ignore[arg-type]
+        names[1], verdict,
         _sentence(names, verdict, value, (low, high), len(i), only, more, several=a.several),
         tuple(notes), len(i), float(right.mean()), float(other.mean()), value, low, high, *only, more, len(differ),
         _by_class(a, b, i, j, groups),
@@ -324,8 +341,9 @@ def _pair(
     )  # fmt: skip
 
 
-def _none(name: str, reason: str, notes: Sequence[str] = ()) -> Pair:
-    return Pair(name, "not compared", reason, tuple(notes), 0, *(None,) * 5, 0, 0, None, 0, (), ())  # type: ignore[arg-type]
+def _none(names: tuple[str, str], reason: str, notes: Sequence[str] = ()) -> Pair:
+    reason = f"{names[1]} is not compared with {names[0]}: {reason}"
+    return Pair(names[1], "not compared", reason, tuple(notes), 0, *(None,) * 5, 0, 0, None, 0, (), ())
 
 
 def _sentence(
@@ -341,12 +359,17 @@ def _sentence(
     if verdict != "cannot tell":
         return f"{b} is {verdict} than {a}: {interval}. {counts}."
     if more is not None:
-        would = f" About {more:,} more images would tell, if the difference stayed as it is."
+        would = f" About {_round(more):,} more images would tell, if the difference stayed as it is."
     elif value:
         would = " No realistic number of images would tell so small a difference."
     else:
         would = ""
     return f"Cannot tell whether {b} or {a} is better: {interval}. {counts}.{would}"
+
+
+def _round(count: int) -> int:
+    """To two digits: no more of them mean anything."""
+    return round(count, min(0, 2 - len(str(count))))
 
 
 def _matched(a: _Judged, b: _Judged, names: tuple[str, str]) -> tuple[list[int], list[int], list[str]]:
@@ -380,17 +403,24 @@ def _meet(a: dict[Any, int], b: dict[Any, int]) -> list[tuple[int, int]]:
     return sorted((row, b[key]) for key, row in a.items() if key in b)
 
 
+def _crossed(a: _Judged, b: _Judged, names: tuple[str, str]) -> list[str]:
+    """What one is judged on and the other has learnt from."""
+    notes = []
+    for mine, others, judged, learnt in ((a, b, *names), (b, a, *names[::-1])):
+        crossed = len(set(mine.digests) & others.learnt)
+        if crossed:
+            notes.append(
+                f"Not fair: {learnt} has learnt from {crossed:,} of the images that {judged} is judged on. They are not"
+                f" compared here; do not judge {learnt} on them. `--split-of` keeps the sides as they are."
+            )
+    return notes
+
+
 def _unequal(a: _Judged, b: _Judged, names: tuple[str, str], records: tuple[RunRecord, RunRecord]) -> list[str]:
     """Whatever makes the two less than comparable, in sentences."""
     notes = []
     for i, j in ((0, 1), (1, 0)):
         mine, others = (a, b)[i], (a, b)[j]
-        crossed = len(set(mine.digests) & others.learnt)
-        if crossed:
-            notes.append(
-                f"Not fair: {names[j]} has learnt from {crossed:,} of the images that {names[i]} is judged on. They are"
-                f" not compared here; do not judge it on them. `--split-of` keeps the sides as they are."
-            )
         lacking = sorted(set(mine.classes) - set(others.classes))
         if lacking:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
@@ -408,8 +438,8 @@ def _unequal(a: _Judged, b: _Judged, names: tuple[str, str], records: tuple[RunR
     off = [r.metrics.naive_accuracy - r.metrics.accuracy.value for r in records]
     if abs(off[0] - off[1]) >= 0.0005:  # half of what is printed
         notes.append(
-            f"For having chosen by their images, {100 * off[0]:.1f} points are taken off the accuracy of {names[0]} and"
-            f" {100 * off[1]:.1f} off that of {names[1]}; not off the difference."
+            f"For having chosen by the same images, {100 * off[0]:.1f} points are taken off the accuracy of {names[0]},"
+            f" {100 * off[1]:.1f} off that of {names[1]}; none off the difference."
         )
     return notes
 

@@ -501,9 +501,8 @@ def comparison(
     console.print(table)
     for pair in found.pairs:
         colour = {"better": "green", "worse": "red"}.get(pair.verdict, "yellow")
-        console.print(
-            f"\n[bold]{escape(pair.name)}[/]  [{colour}]{pair.verdict}[/]\n  {escape(pair.reason)}", highlight=False
-        )
+        verdict, colon, why = pair.reason.partition(": ")
+        console.print(f"\n[{colour}]{escape(verdict)}[/]{colon}{escape(why)}", highlight=False)
         differing = [c for c in pair.classes if c.difference][:SHOWN_DIFFERENCES]
         if differing:
             console.print("  Classes that differ most:", highlight=False)
