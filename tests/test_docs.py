@@ -289,6 +289,7 @@ JSON_CALLS = {
     "check": "check {photos}",
     "predict": "predict {run} {photos}",
     "evaluate": "evaluate {run} {photos}",
+    "compare": "compare {run} {run}",
     "backbones": "backbones",
 }
 """A call of each command that prints JSON of its own, on what a finished run has left."""
