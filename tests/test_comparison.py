@@ -27,8 +27,8 @@ from sklearn.metrics import label_ranking_average_precision_score
 import topwork
 from conftest import CLASSES, Finished
 from test_architecture import loaded_by
+from test_docs import call, leaves, page, sections, table
 from test_docs import names as in_backticks
-from test_docs import page, sections, table
 from test_terminal import console
 from topwork import comparison, evaluate, terminal
 from topwork.errors import DataError, UsageError
@@ -448,6 +448,31 @@ def documented(kind: type, prefix: str) -> set[str]:
         path = f"{prefix}{field}{many}"
         found |= documented(typing.cast("type", inner[0]), f"{path}.") if inner else {path}
     return found
+
+
+def test_the_command_prints_and_writes_what_python_gives(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one, two = make(answered([True, True, False])), make(answered([True, False, False]))
+    assert call(["compare", str(one), str(two), "--disagreements", "1", "--json"], monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert printed == encode(comparison.compare([one, two], disagreements=1)).decode()
+    whole = {
+        "runs[].accuracy": "",
+        "runs[].balanced_accuracy": "",
+        "differences[].what": "",
+        "differences[].values": "",
+    }
+    paths = {path for path, _ in leaves(json.loads(printed), "", whole)}
+    assert documented(Comparison, "") - paths <= whole.keys()
+    out = str(tmp_path / "x.md")
+    assert call(["compare", str(one), str(two), "--out", out], monkeypatch) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert comparison.compare([one, two]).pairs[0].reason in shown
+    assert call(["compare", str(one), str(two), "--out", out], monkeypatch) == 2
+    assert "not overwritten" in capsys.readouterr().err
+    assert call(["compare", str(one)], monkeypatch) == 2
+    assert call(["compare", str(one), str(tmp_path)], monkeypatch) == 3
 
 
 def test_every_field_of_a_comparison_is_documented() -> None:
