@@ -213,7 +213,7 @@ def test_what_warns_is_said(finished: Finished) -> None:
     )  # fmt: skip
     text = card.text(told)
     for words in (
-        "The camera alone tells", "2 of 24 labels look wrong, 5 are doubtful", "above 1.25",
+        "The camera alone tells", "Of 24 labels, 2 look wrong and 5 are doubtful", "above 1.25",
         "6.0% (2.0 to 10.0) are taken for none", "| 90% | 91.0% (80.0 to 97.0) | 1.40 |",
         "3.0 points (1.0 to 5.0)", "| 70% | 60% | 50 to 70 | 12 |", "suffix, from", "and trained further",
     ):  # fmt: skip

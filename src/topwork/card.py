@@ -112,7 +112,12 @@ def _head(r: RunRecord) -> Lines:
             f" {_interval(m.multi_label.micro_f1)}, {_on(r)}."
         ]
     else:
-        yield [f"Right on {_interval(m.accuracy)} of the pictures, {_on(r)}."]
+        unseen = (
+            "images, each judged by a model that had not seen it"
+            if r.data.locked == "out-of-sample"
+            else f"images of the {r.data.locked}, which it had not seen"
+        )
+        yield [f"Right on {_interval(m.accuracy)} of {m.accuracy.n:,} {unseen}."]
     yield [
         f"Made with topwork {r.topwork} on {r.created[:10]}: the first layers of a pretrained network, and a linear"
         " layer on what they see."
@@ -316,8 +321,8 @@ def _limits(r: RunRecord) -> Lines:
     if r.suspects is not None and r.suspects.estimated:
         s = r.suspects
         found.append(
-            f"{s.wrong:,} of {s.images:,} labels look wrong, {s.estimated:,} are doubtful. They were learnt from, and"
-            " judged by, as they are."
+            f"Of {s.images:,} labels, {s.wrong:,} {'looks' if s.wrong == 1 else 'look'} wrong and {s.estimated:,}"
+            f" {'is' if s.estimated == 1 else 'are'} doubtful. They were used as they are."
         )
     if r.groups is not None and r.groups.across:
         found.append(
