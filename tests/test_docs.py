@@ -320,8 +320,8 @@ def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_every_command_that_prints_json_is_asked_for_it() -> None:
-    """`demo` is `fit` on other images; its section refers to it."""
-    assert {command for command, option in options() if option == "--json"} == {*JSON_CALLS, "demo"}
+    """`demo` is `fit` on other images; its section refers to it. `compare` needs several runs (test_comparison.py)."""
+    assert {command for command, option in options() if option == "--json"} == {*JSON_CALLS, "demo", "compare"}
     assert "(#topwork-fit)" in sections(page("command-line.md"))["topwork demo"]
 
 
@@ -593,7 +593,7 @@ def test_what_a_result_can_rest_on_is_documented() -> None:
 
 # -------------------------------------------------------------------------------------------------- the constants
 
-SPEED_ONLY = {"shards", "ahead", "asking", "engine", "features", "memo", "model", "pictures", "records"}
+SPEED_ONLY = {"card", "shards", "ahead", "asking", "engine", "features", "memo", "model", "pictures", "records"}
 SPEED_ONLY |= {"explanation", "embedding", "explained"}  # looks, of a result that is on disk already
 """Rooms of the main job whose constants decide time, memory, file formats or looks, never a number in the result."""
 

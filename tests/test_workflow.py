@@ -35,6 +35,7 @@ RUN_FILES = {
     "split.parquet",
     "model/model.json",
     "model/model.safetensors",
+    "model/README.md",
 }
 
 HALF = 2e-3
@@ -106,7 +107,7 @@ def weights(run: topwork.Run) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------- what is left behind
 
 
-def test_a_run_is_six_files(finished: Finished) -> None:
+def test_a_run_is_these_files_and_no_other(finished: Finished) -> None:
     assert files(finished.run.path) == RUN_FILES
     assert {p.name for p in finished.run.path.parent.iterdir()} == {"photos", "run", "cache"}
 

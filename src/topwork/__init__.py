@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from topwork.answers import Prediction
     from topwork.catalogue import backbones
+    from topwork.comparison import compare
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
     from topwork.explained import explain
     from topwork.explanation import Explanation, Neighbour
     from topwork.model import Model, load
+    from topwork.records import Comparison
     from topwork.runs import Run, load_run
     from topwork.survey import Survey, measure
     from topwork.workflow import check, fit, judge, resume
@@ -21,7 +23,7 @@ _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "Explanation": "explanation", "Neighbour": "explanation", "explain": "explained",
-    "backbones": "catalogue", "pull": "zoo",
+    "Comparison": "records", "compare": "comparison", "backbones": "catalogue", "pull": "zoo",
     "Model": "model", "Prediction": "answers", "load": "model",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
     "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
@@ -29,6 +31,7 @@ _HOMES = {
 
 __all__ = [
     "BackboneError",
+    "Comparison",
     "DataError",
     "Explanation",
     "ImageError",
@@ -42,6 +45,7 @@ __all__ = [
     "UsageError",
     "backbones",
     "check",
+    "compare",
     "explain",
     "fit",
     "judge",

@@ -33,6 +33,10 @@ app = typer.Typer(
 )
 
 
+IMAGES, NETWORK, TRAINING = "Images", "Network", "Training"
+"""Panels of a command's help, so that thirty options are not one list."""
+
+
 class Strategy(StrEnum):
     """How the kept layers are treated."""
 
@@ -50,6 +54,7 @@ FOUND = 5
 """Exit code of `check --strict` where a fault or a warning was found."""
 
 Images = typer.Argument(
+    metavar="FOLDER",
     help="Images: one folder per class, or train/ plus val/ and test/ of such; a CSV, TSV, JSON Lines or Parquet table;"
     " a Hugging Face folder; or an address such as s3://...",
     show_default=False,
@@ -57,68 +62,121 @@ Images = typer.Argument(
 Folder = Annotated[str, Images]
 ImageColumn = Annotated[
     str | None,
-    typer.Option("--image-column", metavar="NAME", help="A table's column of paths or of image bytes (else guessed)."),
+    typer.Option(
+        "--image-column",
+        metavar="NAME",
+        rich_help_panel=IMAGES,
+        help="A table's column of paths or of image bytes (else guessed).",
+    ),
 ]
 LabelColumns = Annotated[
     list[str] | None,
     typer.Option(
         "--label-column",
         metavar="NAME",
+        rich_help_panel=IMAGES,
         help="A table's column of labels (else guessed). Given several times: a class each, with 0 or 1.",
     ),
 ]
 LabelSeparator = Annotated[
     str | None,
-    typer.Option("--label-separator", metavar="SIGN", help="What stands between several labels in one cell."),
+    typer.Option(
+        "--label-separator",
+        metavar="SIGN",
+        rich_help_panel=IMAGES,
+        help="What stands between several labels in one cell.",
+    ),
 ]
 SplitColumn = Annotated[
-    str | None, typer.Option("--split-column", metavar="NAME", help="A table's column of train, val and test.")
+    str | None,
+    typer.Option(
+        "--split-column", metavar="NAME", rich_help_panel=IMAGES, help="A table's column of train, val and test."
+    ),
 ]
 GroupColumn = Annotated[
     str | None,
-    typer.Option("--group-column", metavar="NAME", help="A table's column of what belongs together (patient, burst)."),
+    typer.Option(
+        "--group-column",
+        metavar="NAME",
+        rich_help_panel=IMAGES,
+        help="A table's column of what belongs together (patient, burst).",
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the model/ inside it.")]
 BackboneNames = Annotated[
     list[str],
     typer.Option(
         "--backbone",
+        metavar="NAME",
+        rich_help_panel=NETWORK,
         help="Pretrained network: `topwork backbones` lists them; timm's as timm:NAME. Several may be given;"
         " auto: all whose weights are at hand.",
     ),
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", help="Weights: a safetensors or state dict file (whole or features only), or a folder."),
+    typer.Option(
+        "--weights",
+        metavar="PATH",
+        rich_help_panel=NETWORK,
+        help="Weights: a safetensors or state dict file (whole or features only), or a folder.",
+    ),
 ]
 Sizes = Annotated[
     list[str] | None,
     typer.Option(
         "--size",
         metavar="PX|auto",
+        rich_help_panel=NETWORK,
         help="Input size in px (default: the backbone's own). Several may be given; auto: its own and half of it.",
     ),
 ]
 Bursts = Annotated[
     bool,
-    typer.Option("--bursts/--no-bursts", help="Whether photos of one scene are looked for and kept on one side."),
+    typer.Option(
+        "--bursts/--no-bursts",
+        rich_help_panel=IMAGES,
+        help="Whether photos of one scene are looked for and kept on one side.",
+    ),
 ]
 SplitOf = Annotated[
     Path | None,
-    typer.Option("--split-of", metavar="RUN", help="Take the parts and groups of this earlier run (or split.parquet)."),
+    typer.Option(
+        "--split-of",
+        metavar="RUN",
+        rich_help_panel=IMAGES,
+        help="Take the parts and groups of this earlier run (or split.parquet).",
+    ),
 ]
-Balance = Annotated[bool, typer.Option("--balance", help="Classes weigh alike, however many images.")]
+Balance = Annotated[
+    bool,
+    typer.Option("--balance", rich_help_panel=TRAINING, help="Classes weigh alike, however many images they have."),
+]
 Budget = Annotated[
     str | None,
     typer.Option(
-        "--budget", help="Time for training, and for passes of --backbone auto: seconds, or 90s, 10m, 1h, 40fe."
+        "--budget",
+        metavar="TIME",
+        rich_help_panel=TRAINING,
+        help="Time for training, and for passes of --backbone auto: seconds, or 90s, 10m, 1h, 40fe.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="For the held-out part, the folds and the bootstrap.")]
-Delta = Annotated[float, typer.Option("--delta", help="Accuracy (0-1) that a cheaper cut may cost.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="NUMBER", help="Decides all that is left to chance: the same gives the same.")
+]
+Delta = Annotated[
+    float,
+    typer.Option(
+        "--delta", metavar="SHARE", rich_help_panel=NETWORK, help="Accuracy, 0 to 1, that a cheaper cut may cost."
+    ),
+]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", help="Where what was computed is kept (default: TOPWORK_CACHE or the user's cache)."),
+    typer.Option(
+        "--cache",
+        metavar="FOLDER",
+        help="Where what was computed is kept (default: TOPWORK_CACHE or the user's cache).",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -163,7 +221,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which topwork this is.")
+    ] = False,
 ) -> None:
     """Image classifiers from pretrained CNNs: measures where to cut the network and how sure the answer is."""
 
@@ -183,20 +243,40 @@ def fit(
     strategy: Annotated[
         Strategy,
         typer.Option(
+            metavar="NAME",
+            rich_help_panel=TRAINING,
             help="head: new layers alone; suffix: the kept layers from --unfreeze on; full: all of them;"
-            " surgical: the first block alone; auto: whichever is shown to be worth it."
+            " surgical: the first block alone; auto: whichever is shown to be worth it.",
         ),
     ] = Strategy.auto,
-    cut: Annotated[str | None, typer.Option("--cut", help="Where to cut, instead of the measured place.")] = None,
-    unfreeze: Annotated[str | None, typer.Option("--unfreeze", help="The first block that is trained.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate (AdamW) of the last stage.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of a training in full.")] = None,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Whether left and right may be swapped.")] = True,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            "--cut", metavar="NAME", rich_help_panel=NETWORK, help="Where to cut, instead of the measured place."
+        ),
+    ] = None,
+    unfreeze: Annotated[
+        str | None,
+        typer.Option("--unfreeze", metavar="NAME", rich_help_panel=TRAINING, help="The first block that is trained."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="RATE", rich_help_panel=TRAINING, help="Learning rate (AdamW) of the last stage."),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="NUMBER", rich_help_panel=TRAINING, help="Epochs of a training in full."),
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", rich_help_panel=TRAINING, help="Whether left and right may be swapped.")
+    ] = True,
     balance: Balance = False,
     several_depths: Annotated[
         bool,
         typer.Option(
-            "--several-depths/--one-depth", help="Whether the head may read more than one cut, where that is better."
+            "--several-depths/--one-depth",
+            rich_help_panel=NETWORK,
+            help="Whether the head may read more than one cut, where that is better.",
         ),
     ] = True,
     bursts: Bursts = True,
@@ -207,7 +287,9 @@ def fit(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Whether the page is drawn, and what is looked at for it.")
     ] = True,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder (default: runs/NAME).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="The run's folder (default: runs/NAME).")
+    ] = None,
     cache: Cache = None,
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", metavar="FOLDER", help="Also log every training for TensorBoard.")
@@ -217,7 +299,12 @@ def fit(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure, decide, train, judge and save: the main job."""
+    """Measure, decide, train, judge and save: the main job.
+
+    A pretrained network ends where its later layers no longer help on these images, and gets a new last layer.
+
+    No option is needed: topwork fit photos/
+    """
     if (folder is None) == (resume is None):
         raise UsageError("expected either a folder of images or --resume RUN; `topwork fit --help` shows both")
     if resume is not None:
@@ -522,7 +609,7 @@ def explain(
 
 @app.command()
 def report(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write it there (default: report.html in the run).")
     ] = None,
@@ -588,11 +675,44 @@ def serve(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Folders of two or more runs; the first is the reference.")
+    ],
+    disagreements: Annotated[
+        int,
+        typer.Option(
+            "--disagreements", metavar="N", help="List N images that each run answers differently from the first."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write it into this new file: .md or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Runs side by side, and which is better where they are judged on the same images."""
+    console, _ = _screen(json)
+    from topwork import comparison, terminal
+
+    if out is not None:
+        comparison.check(out)
+    found = comparison.compare(runs, disagreements=disagreements)
+    if out is not None:
+        comparison.write(out, found)
+    if json:
+        _print_json(found)
+        return
+    terminal.comparison(console, found, comparison.rows(found), comparison.common(found), comparison.together(found))
+
+
+@app.command()
 def backbones(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAMES...", help="Only these.", show_default=False)
     ] = None,
-    timm: Annotated[str, typer.Option("--timm", help="Also list timm's networks that match, such as '*resnet*'.")] = "",
+    timm: Annotated[
+        str, typer.Option("--timm", metavar="PATTERN", help="Also list timm's networks that match, such as '*resnet*'.")
+    ] = "",
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FOLDER", help="A folder in which weights are looked for first.")
     ] = None,
@@ -623,10 +743,10 @@ def backbones(
 @app.command()
 def demo(
     context: typer.Context,
-    folder: Annotated[Path, typer.Option("--folder", help="Where the demo's images and run go.")] = Path(
-        "topwork-demo"
-    ),
-    size: Annotated[int, typer.Option("--size", help="Input size in px.")] = 96,
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="FOLDER", help="Where the demo's images and run go.")
+    ] = Path("topwork-demo"),
+    size: Annotated[int, typer.Option("--size", metavar="PX", help="Input size in px.")] = 96,
     json: Json = False,
 ) -> None:
     """The main job on scikit-learn's handwritten digits, written out as image files."""

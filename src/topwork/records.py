@@ -221,6 +221,8 @@ class BackboneFacts:
     macs: int
     source_classes: int  # 0 where the weights came without the classifier
     cuts: tuple[Cut, ...]
+    licence: str | None = None  # of the weights, as the library states it; None where it states none
+    origin: str = ""  # where the weights come from: an address, a package, a repository, a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -705,6 +707,98 @@ class ModelFacts:
     thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
     unknown: Unknown | None = None  # how images of none of the classes are told
     sets: Sets | None = None  # what prediction sets rest on
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One of several runs side by side. Its numbers are those of its own record."""
+
+    name: str  # of its folder; where two have the same, the path as given
+    run: str  # the path as given
+    backbone: str
+    size_px: int
+    cut: str
+    strategy: Strategy
+    head: str  # kind, as in HeadFacts, or "trained" together with kept layers
+    data: str  # where its images lay
+    fingerprint: str  # of its images, labels and parts
+    images: int  # usable ones, each counted once for each of its labels
+    classes: int
+    multi_label: bool
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    log_loss: float
+    calibration_error: float
+    latency_ms: float  # of one image, where the run was made
+    params: int
+    file_bytes: int
+    seconds: float  # that the run took
+    cost_fe: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A fact of which the runs have not all the same; a text for each of them."""
+
+    what: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassContrast:
+    """How often a class is found by two runs, on the images of it that both are judged on."""
+
+    name: str
+    n: int
+    reference: float  # recall
+    other: float
+    difference: float  # the second minus the first, with its own 95% interval
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """An image that two runs answer differently. Several labels are separated by |."""
+
+    path: str  # in the reference's data
+    label: str
+    reference: str  # what it answers
+    reference_probability: float | None  # None where several labels may be given
+    other: str
+    other_probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A run against the reference, on the images that both are judged on. What could not be compared is None."""
+
+    name: str
+    verdict: Literal["better", "worse", "cannot tell", "not compared"]
+    reason: str  # in a sentence
+    notes: tuple[str, ...]  # what to bear in mind, in sentences
+    shared: int  # images
+    reference: float | None  # accuracy on these
+    other: float | None
+    difference: float | None  # the second minus the first, with its interval
+    low: float | None
+    high: float | None
+    only_reference: int  # images that it alone is right on, or more right where there may be several labels
+    only_other: int
+    more_images: int | None  # about how many more would tell; None where they do, or no realistic number would
+    disagreed: int  # images that are answered differently, rightly or wrongly
+    classes: tuple[ClassContrast, ...]  # those that differ most first
+    disagreements: tuple[Disagreement, ...]  # as many as were asked for, the surest first
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs side by side; the first one is the reference. The intervals of all pairs hold together with 95%."""
+
+    runs: tuple[Compared, ...]
+    same: tuple[Contrast, ...]  # facts that all runs have in common, with their one value
+    differences: tuple[Contrast, ...]
+    pairs: tuple[Pair, ...]
 
 
 T = TypeVar("T")

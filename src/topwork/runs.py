@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from topwork import model, pictures, portable, runtime, splits
+from topwork import card, model, pictures, portable, runtime, splits
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.files import write
 from topwork.records import CutScore, Dataset, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
@@ -51,6 +51,11 @@ class Run:
     def scores(self) -> tuple[CutScore, ...]:
         """The depth table."""
         return self.record.scores
+
+    @property
+    def card(self) -> str:
+        """The model card as it is drawn from the record: Markdown, with metadata as the Hugging Face hub reads it."""
+        return card.text(self.record)
 
     @cached_property
     def model(self) -> model.Model:
@@ -156,6 +161,7 @@ def save(
         splits.write(aside / splits.NAME, dataset, record.data.locked)
         if alike is not None:
             _write_known(aside / "known.parquet", *alike)
+        (aside / "model" / card.NAME).write_text(card.text(record), encoding="utf-8", newline="\n")
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)

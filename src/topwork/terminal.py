@@ -24,6 +24,7 @@ from rich.text import Text
 
 from topwork.records import (
     BackboneFacts,
+    Comparison,
     Coverage,
     CutScore,
     Dataset,
@@ -77,6 +78,7 @@ SEVERITIES = {"fault": "red", "warning": "yellow", "note": "dim"}
 SHOWN_CLASSES = 20
 SHOWN_SUSPECTS = 5
 SHOWN_LEVELS = (0.9, 0.99)  # of prediction sets
+SHOWN_DIFFERENCES = 5  # classes of each comparison
 
 
 class _Speed(ProgressColumn):
@@ -527,6 +529,53 @@ def confusion(console: Console, found: Metrics) -> None:
         cells = [f"[bold]{n}[/]" if i == j else str(n) if n else "[dim].[/]" for j, n in enumerate(row)]
         table.add_row(f"{i} {escape(found.per_class[i].name)}", *cells)
     console.print(table)
+
+
+def comparison(
+    console: Console, found: Comparison, rows: Sequence[tuple[str, tuple[str, ...]]], common: str, together: str
+) -> None:
+    """Runs side by side, what is common told once; then each against the first, in words."""
+    console.print(f"[bold]Compared with[/]  {escape(found.runs[0].name)}", highlight=False)
+    if common:
+        console.print(f"The same in all: {escape(common)}", highlight=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("")
+    for run in found.runs:
+        table.add_column(escape(run.name), overflow="fold", min_width=8)
+    for what, values in rows:
+        table.add_row(escape(what), *(escape(v) for v in values))
+    console.print()
+    console.print(table)
+    for pair in found.pairs:
+        colour = {"better": "green", "worse": "red"}.get(pair.verdict, "yellow")
+        verdict, colon, why = pair.reason.partition(": ")
+        console.print(f"\n[{colour}]{escape(verdict)}[/]{colon}{escape(why)}", highlight=False)
+        differing = [c for c in pair.classes if c.difference][:SHOWN_DIFFERENCES]
+        if differing:
+            console.print("  Classes that differ most:", highlight=False)
+        for c in differing:
+            console.print(
+                f"    {escape(c.name)}  {c.reference:.0%} -> {c.other:.0%} of {c.n:,}"
+                f" [dim](95%: {100 * c.low:+.0f} to {100 * c.high:+.0f} points)[/]",
+                highlight=False,
+            )
+        for note in pair.notes:
+            console.print(f"  [yellow]{escape(note)}[/]", highlight=False)
+        if pair.disagreements:
+            console.print(f"  They answer {pair.disagreed:,} images differently; the surest:", highlight=False)
+        for d in pair.disagreements:
+            console.print(
+                f"    {escape(d.path)}  [bold]{escape(d.label)}[/]: {escape(found.runs[0].name)}"
+                f" {_answer(d.reference, d.reference_probability)},"
+                f" {escape(pair.name)} {_answer(d.other, d.other_probability)}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    if together:
+        console.print(f"\n[dim]{escape(together)}[/]", highlight=False)
+
+
+def _answer(given: str, probability: float | None) -> str:
+    return (escape(given) or "no label") + ("" if probability is None else f" [dim]{probability:.0%}[/]")
 
 
 def outcome(console: Console, record: RunRecord, folder: str) -> None:

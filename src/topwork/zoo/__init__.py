@@ -35,6 +35,8 @@ class Backbone:
     preprocessing: Preprocessing
     source_classes: int  # 0 where the weights came without the classifier
     chain: Chain
+    licence: str | None = None  # of the weights, as their library states it
+    origin: str = ""  # where the weights come from, as in Source
 
     @property
     def cuts(self) -> tuple[Cut, ...]:
@@ -61,7 +63,7 @@ class Backbone:
         """What run.json keeps of it."""
         return BackboneFacts(
             self.name, self.weights, self.fingerprint, self.preprocessing,
-            self.chain.params, self.chain.macs, self.source_classes, self.cuts,
+            self.chain.params, self.chain.macs, self.source_classes, self.cuts, self.licence, self.origin,
         )  # fmt: skip
 
 
@@ -90,6 +92,8 @@ def load(
         preprocessing,
         _outputs(network) if full else 0,
         whole,
+        source.licence,
+        source.origin,
     )
 
 
