@@ -218,7 +218,7 @@ def unknown(found: Unknown, width: float = WIDTH) -> Markup:
         f"Share of images of the classes above each threshold; at {found.threshold:.3g} it is {found.false_alarm:.1%}.",
         (low - room, high + room), (0.0, 1.0), height=260.0, width=width, top=26.0,
     )  # fmt: skip
-    axes.grid("threshold of the score" if width < WIDTH else f"threshold of the score ({found.method})",
+    axes.grid("threshold" if width < WIDTH else f"threshold of the {found.method}",
               "taken for none of them")  # fmt: skip
     axes.line(list(zip(found.quantiles, share, strict=True)), "curve c0")
     axes.bar(found.threshold, 0.0, 1.0, "reference")
