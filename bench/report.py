@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import arguments, finish
 from PIL import Image
+
+from common import arguments, finish
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -25,7 +26,6 @@ CAMERA_PX = (4000, 3000)
 def small_record(home: Path):
     """Of a fit on a handful of pictures."""
     from made_runs import photo
-
     from topwork import workflow
 
     rng = np.random.default_rng(0)
