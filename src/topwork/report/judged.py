@@ -22,7 +22,7 @@ from topwork.records import Preprocessing
 SMALL_PX, LARGE_PX = 64, 128  # sides of pictures: in rows and on the map; of what is to be looked at closely
 PICTURES = 1000  # in a page, at most; mistakes come first
 
-READ_BYTES, BLOCK = 500_000_000, 50
+READ_BYTES, BLOCK = 300_000_000, 50
 """What may be read for them, looked at after each block of so many: a hundred photographs of 12 megapixels. They take
 tens of milliseconds each, photographs of 256 px one or two (bench/report.py)."""
 
