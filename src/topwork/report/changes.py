@@ -23,7 +23,7 @@ def _images(record: RunRecord) -> tuple[str, str]:
 def _cut(record: RunRecord) -> tuple[str, str]:
     plan = record.plan
     if plan.decided:
-        cost = f"the accuracy that a cheaper cut may cost, here {100 * plan.delta:.3g} points"
+        cost = f"the accuracy that a cheaper cut may cost, here {plan.delta:.3g}"
         return "Another cut", f"These images decide it. Another --delta ({cost}) may choose another."
     if plan.more_images:
         tells = f"about {plan.more_images:,} more labelled images would tell whether a cheaper one will do"

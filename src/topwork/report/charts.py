@@ -218,7 +218,7 @@ def unknown(found: Unknown, width: float = WIDTH) -> Markup:
         f"Share of images of the classes above each threshold; at {found.threshold:.3g} it is {found.false_alarm:.1%}.",
         (low - room, high + room), (0.0, 1.0), height=260.0, width=width, top=26.0,
     )  # fmt: skip
-    axes.grid("threshold of the score" if width < WIDTH else f"threshold of the score ({found.method})",
+    axes.grid("threshold" if width < WIDTH else f"threshold of the {found.method}",
               "taken for none of them")  # fmt: skip
     axes.line(list(zip(found.quantiles, share, strict=True)), "curve c0")
     axes.bar(found.threshold, 0.0, 1.0, "reference")
@@ -323,6 +323,8 @@ def growth(found: Growth, width: float = WIDTH) -> Markup:
 
 
 MAP = (600.0, 460.0)  # units of the map's width and height: much the same on a desktop and on a telephone
+NAMED = 24  # classes up to which their names stand on the map: more would cover it, and are found by pointing
+LETTERS = 18  # of a name that stands there
 LETTER, SMALL_LETTER = 10.0, 6.2  # units that a letter takes on a telephone, on a desktop: about, to keep names apart
 LINE, SMALL_LINE = 20.0, 12.0  # and a line
 
@@ -365,7 +367,10 @@ def _names(places: dict[str, list[tuple[float, float]]]) -> Markup:
     taken: list[tuple[float, float, float, float]] = []  # as large as names are on a telephone
     small: list[tuple[float, float, float, float]] = []
     found = []
-    for name, at in sorted(places.items(), key=lambda item: -len(item[1])):
+    if len(places) > NAMED:
+        return Markup("")
+    for label, at in sorted(places.items(), key=lambda item: -len(item[1])):
+        name = label if len(label) <= LETTERS else f"{label[: LETTERS - 1]}…"
         x, y = median(a for a, _ in at), median(b for _, b in at)
         fits, fine = _box(name, x, y, LETTER, LINE), _box(name, x, y, SMALL_LETTER, SMALL_LINE)
         narrow = not any(_meet(fits, other) for other in taken)

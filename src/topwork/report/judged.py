@@ -20,8 +20,11 @@ from topwork.errors import DataError, ImageError, TopworkError
 from topwork.records import Preprocessing
 
 SMALL_PX, LARGE_PX = 64, 128  # sides of pictures: in rows and on the map; of what is to be looked at closely
-PICTURES = 1000
-"""In a page: a camera's photographs of 12 megapixels take some 40 ms each to read. Mistakes come first."""
+PICTURES = 1000  # in a page, at most; mistakes come first
+
+READ_BYTES, BLOCK = 300_000_000, 50
+"""What may be read for them, looked at after each block of so many: a hundred photographs of 12 megapixels. They take
+tens of milliseconds each, photographs of 256 px one or two (bench/report.py)."""
 
 PICTURE_BYTES = 2_400_000
 """What all pictures may take in a page, which should stay below 5 MB; those that come last are left out beyond it."""
@@ -141,21 +144,29 @@ def thumbnails(root: str, paths: Sequence[str], large: Sequence[str], seen: Prep
         replace(seen.at(px), interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3) for px in (SMALL_PX, LARGE_PX)
     )
     found: dict[str, str] = {}
+    room, to_read = PICTURE_BYTES, READ_BYTES
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = pool.map(lambda path: _thumbnail(store, path, big if path in closely else small), wanted)
-        left = PICTURE_BYTES
-        for path, picture in zip(wanted, made, strict=True):
-            left -= len(picture or "")
-            if picture is not None and left >= 0:
-                found[path] = picture
+        for start in range(0, len(wanted), BLOCK):
+            block = wanted[start : start + BLOCK]
+            made = pool.map(lambda path: _thumbnail(store, path, big if path in closely else small), block)
+            for path, (read, picture) in zip(block, made, strict=True):
+                to_read -= read
+                room -= len(picture)
+                if picture and room >= 0:
+                    found[path] = picture
+            if to_read < 0 or room < 0:
+                break
     return found
 
 
-def _thumbnail(store: stores.Store, path: str, preprocessing: Preprocessing) -> str | None:
+def _thumbnail(store: stores.Store, path: str, preprocessing: Preprocessing) -> tuple[int, str]:
+    """Bytes that were read, and the picture; "" where there is none."""
+    data = b""
     try:
-        pixels = images.load(store.read(path), preprocessing)
+        data = store.read(path)
+        pixels = images.load(data, preprocessing)
     except ImageError:
-        return None
+        return len(data), ""
     out = BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=70, optimize=True)
-    return b64encode(out.getvalue()).decode()
+    return len(data), b64encode(out.getvalue()).decode()
