@@ -31,7 +31,7 @@ from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
 from topwork import cli, features, survey, zoo
 from topwork.shards import Writer
 
-COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "report", "backbones", "demo")
+COMMANDS = ("fit", "plan", "check", "predict", "export", "evaluate", "report", "backbones", "demo")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from topwork.answers import Prediction
     from topwork.catalogue import backbones
+    from topwork.elsewhere import export
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
     from topwork.model import Model, load
     from topwork.runs import Run, load_run
@@ -20,6 +21,7 @@ _HOMES = {
     "TopworkError": "errors", "UsageError": "errors",
     "backbones": "catalogue", "pull": "zoo",
     "Model": "model", "Prediction": "answers", "load": "model",
+    "export": "elsewhere",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
     "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
 }  # fmt: skip
@@ -37,6 +39,7 @@ __all__ = [
     "UsageError",
     "backbones",
     "check",
+    "export",
     "fit",
     "judge",
     "load",
