@@ -53,11 +53,13 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"probe", "sigmoid"},
     "stack": {"probe", "statistics"},
     "evaluate": {"statistics", "plan", "probe", "head", "ranking", "sigmoid"},
-    "answers": set(),
-    "asking": {"answers", "images"},
-    "runtime": {"answers", "asking"},
+    "answers": {"statistics"},
+    "trust": {"answers", "statistics"},
+    "known": {"files"},
+    "asking": {"answers", "images", "known"},
+    "runtime": {"answers", "asking", "known"},
     "batch": {"answers", "asking", "images", "listing", "stores"},
-    "model": {"answers", "asking", "zoo", "engine"},
+    "model": {"answers", "asking", "known", "zoo", "engine"},
     "portable": {"answers", "engine", "model", "runtime"},
     "search": {"train", "head", "statistics", "memo"},
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
@@ -106,11 +108,14 @@ ALLOWED: dict[str, set[str]] = {
         "model",
         "portable",
         "runs",
+        "known",
+        "trust",
+        "statistics",
         "report",  # where it is there
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"asking", "batch", "catalogue", "elsewhere", "faults", "images", "report", "runtime"},
+    | {"answers", "asking", "batch", "catalogue", "elsewhere", "faults", "images", "report", "runtime"},
     "__main__": {"cli"},
     "__init__": {"elsewhere", "workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"},  # lazily
     # among the leaves

@@ -21,7 +21,7 @@ from typing import IO, Any
 import msgspec
 
 from topwork import images, listing, stores
-from topwork.answers import Prediction
+from topwork.answers import Prediction, Rule
 from topwork.asking import BATCH, Asked
 from topwork.errors import ImageError, UsageError
 from topwork.images import Source
@@ -77,13 +77,15 @@ def of(given: Sequence[Path | str], image_column: str | None = None) -> Images:
     return Images(names, lambda name: name)
 
 
-def answers(asked: Asked, found: Images, *, lanes: int | None = None, start: int = 0) -> Iterator[Prediction]:
+def answers(
+    asked: Asked, found: Images, *, rule: Rule | None = None, lanes: int | None = None, start: int = 0
+) -> Iterator[Prediction]:
     """An answer per image, in order, from the image `start` on. `lanes`: batches at once (default: one per core)."""
-    for chunk in _chunks(asked, found, lanes or os.cpu_count() or 1, start):
+    for chunk in _chunks(asked, found, rule, lanes or os.cpu_count() or 1, start):
         yield from chunk
 
 
-def _chunks(asked: Asked, found: Images, lanes: int, start: int) -> Iterator[list[Prediction]]:
+def _chunks(asked: Asked, found: Images, rule: Rule | None, lanes: int, start: int) -> Iterator[list[Prediction]]:
     def work(names: Sequence[str]) -> list[Prediction]:
         loaded = []
         for name in names:
@@ -91,7 +93,7 @@ def _chunks(asked: Asked, found: Images, lanes: int, start: int) -> Iterator[lis
                 loaded.append(asked.load(found.read(name)))
             except ImageError as error:
                 loaded.append(error)
-        return asked.answered(names, loaded)
+        return asked.answered(names, loaded, rule)
 
     waiting: deque[Future[list[Prediction]]] = deque()
     pool = ThreadPoolExecutor(lanes)
@@ -117,8 +119,9 @@ def allowed(out: Path) -> None:
 
 
 def write(
-    asked: Asked, found: Images, out: str | Path, *, model: str, lanes: int | None = None, watch: Watch = SILENT
-) -> Written:
+    asked: Asked, found: Images, out: str | Path, *, model: str, rule: Rule | None = None, lanes: int | None = None,
+    watch: Watch = SILENT,
+) -> Written:  # fmt: skip
     """Write an answer per image into a new .csv, .jsonl or .parquet file; go on where an earlier call was interrupted.
 
     `model` names the model's content: answers of another are not continued. Raises UsageError where `out` exists, has
@@ -127,12 +130,16 @@ def write(
     out = Path(out)
     allowed(out)
     journal = out.with_name(f".{out.name}.part")
-    header = {"model": model, "images": images.digest("\0".join(found.names).encode()), "count": len(found.names)}
+    asked_for = [] if rule is None else [rule.limit, rule.bound]
+    header = {
+        "model": model, "images": images.digest("\0".join(found.names).encode()), "count": len(found.names),
+        "rule": asked_for,
+    }  # fmt: skip
     with _opened(journal) as file:
         before = _resumed(file, header, journal, out)
         watch.begin("predict", len(found.names))
         watch.advance(before)
-        for chunk in _chunks(asked, found, lanes or os.cpu_count() or 1, before):
+        for chunk in _chunks(asked, found, rule, lanes or os.cpu_count() or 1, before):
             file.write(b"".join(_line(p) for p in chunk))
             file.flush()
             watch.advance(len(chunk))
@@ -183,8 +190,8 @@ def _resumed(file: IO[bytes], header: dict[str, Any], journal: Path, out: Path) 
             known = None
         if known != header:
             raise UsageError(
-                f"--out {out}: an interrupted call with other images or another model waits in {journal}; name another"
-                " file, or delete that one"
+                f"--out {out}: an interrupted call with other images or another model, or other options, waits in"
+                f" {journal}; name another file, or delete that one"
             )
     else:
         file.seek(0)
@@ -230,14 +237,17 @@ def _finished(journal: IO[bytes], classes: Sequence[str], out: Path) -> int:
 
 def header(classes: Sequence[str]) -> list[str]:
     """The first row of a CSV file of answers."""
-    return ["path", "label", "probability", "error", *classes]
+    return ["path", "label", "probability", "error", "unknown", "unknown_score", "prediction_set", *classes]
 
 
 def cells(p: Prediction, classes: Sequence[str]) -> list[str]:
     """One answer as a row of a CSV file."""
     shares = [f"{p.probabilities[c]:.6f}" if p.error is None else "" for c in classes]
     share = "" if p.probability is None else f"{p.probability:.6f}"
-    return [p.source, SEPARATOR.join(p.labels), share, p.error or "", *shares]
+    strange = "" if p.unknown is None else str(p.unknown).lower()
+    score = "" if p.unknown_score is None else f"{p.unknown_score:.6f}"
+    inside = SEPARATOR.join(p.prediction_set or ())
+    return [p.source, SEPARATOR.join(p.labels), share, p.error or "", strange, score, inside, *shares]
 
 
 def _csv(rows: Iterator[Prediction], classes: Sequence[str], file: Path) -> None:
@@ -261,7 +271,8 @@ def _parquet(rows: Iterator[Prediction], classes: Sequence[str], file: Path) -> 
     schema = pa.schema(
         {
             "path": pa.string(), "label": pa.string(), "probability": pa.float64(), "error": pa.string(),
-            "labels": pa.list_(pa.string()), "probabilities": pa.list_(pa.float64()),
+            "labels": pa.list_(pa.string()), "probabilities": pa.list_(pa.float64()), "unknown": pa.bool_(),
+            "unknown_score": pa.float64(), "prediction_set": pa.list_(pa.string()),
         }, metadata={"classes": msgspec.json.encode(list(classes)).decode()},
     )  # fmt: skip
 
@@ -272,6 +283,8 @@ def _parquet(rows: Iterator[Prediction], classes: Sequence[str], file: Path) -> 
                 "probability": [p.probability for p in some], "error": [p.error for p in some],
                 "labels": [list(p.labels) for p in some],
                 "probabilities": [list(p.probabilities.values()) for p in some],
+                "unknown": [p.unknown for p in some], "unknown_score": [p.unknown_score for p in some],
+                "prediction_set": [None if p.prediction_set is None else list(p.prediction_set) for p in some],
             }, schema=schema,
         )  # fmt: skip
 

@@ -375,7 +375,7 @@ def check(
 def predict(
     run: RunFolder,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or one table.")
+        list[str], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or one table.")
     ],
     image_column: ImageColumn = None,
     out: Annotated[
@@ -386,11 +386,24 @@ def predict(
             help="Write a new .csv, .jsonl or .parquet file; the same call goes on after an interruption.",
         ),
     ] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option("--sets", metavar="LEVEL", help="Also name the classes it may be, so that this share is right."),
+    ] = None,
+    false_alarm: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm",
+            metavar="RATE",
+            help="Share of images of the classes that may be taken for none of these (default: as fitted, 0.05).",
+        ),
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
     json: Json = False,
 ) -> None:
     """Classes and probabilities of new images. A file that is no image gets a row with its error."""
     from topwork import batch
+    from topwork.answers import Rule
 
     if out is not None:
         if csv or json:
@@ -398,16 +411,17 @@ def predict(
         batch.allowed(out)
     found = batch.of(images, image_column)
     loaded, content = _asked(run, many=len(found.names) > 1)
+    rule = Rule.of(loaded.facts, sets=sets, false_alarm=false_alarm)
     if out is not None:
         console, watch = _screen(True)
-        done = batch.write(loaded, found, out, model=content(), watch=watch)
+        done = batch.write(loaded, found, out, model=content(), rule=rule, watch=watch)
         went_on = f"; {done.before:,} of them were done before" if done.before else ""
         console.print(
             f"{out}: {done.images:,} images, {done.errors:,} without an answer{went_on}", highlight=False,
             soft_wrap=True, markup=False,
         )  # fmt: skip
         return
-    answers = batch.answers(loaded, found)
+    answers = batch.answers(loaded, found, rule=rule)
     if json:
         _print_json({"model": str(run), "classes": loaded.classes, "predictions": list(answers)})
     elif csv:
@@ -427,6 +441,11 @@ def predict(
             ranked = sorted(a.probabilities.items(), key=lambda kv: -kv[1])
             second = [] if a.error else [(c, p) for c, p in ranked if c not in a.labels][:2]
             also = ", ".join(f"{escape(c)} {p:.1%}" for c, p in second)
+            if a.unknown:
+                answer = "[yellow]none of these[/]"
+                also = f"unlike the images learnt from ({a.unknown_score:.2f}, over {rule.limit:.2f}); else {given}"
+            if a.prediction_set is not None:
+                also += f"{', ' if also else ''}one of: {escape(', '.join(a.prediction_set))}"
             console.print(
                 f"{escape(a.source.ljust(width))}  {answer}" + (f"  [dim]{also}[/]" if also else ""),
                 highlight=False, soft_wrap=True,
@@ -573,6 +592,7 @@ def _show_metrics(console: Console, metrics: Metrics) -> None:
 
     terminal.metrics(console, metrics)
     terminal.confusion(console, metrics)
+    terminal.judged_trust(console, metrics)
 
 
 def _asked(run: Path, *, many: bool) -> tuple[Asked, Callable[[], str]]:

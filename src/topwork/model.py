@@ -22,6 +22,7 @@ from topwork.answers import Seen
 from topwork.asking import Asked
 from topwork.engine import normalisation, pool, prepare
 from topwork.errors import DataError, UsageError
+from topwork.known import Known
 from topwork.records import ModelFacts, ModelSize, decode, encode
 from topwork.zoo import Backbone, skeleton
 
@@ -33,8 +34,11 @@ LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"
 class Model(Asked):
     """Kept layers and head, ready to predict."""
 
-    def __init__(self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor) -> None:
+    def __init__(
+        self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor, known: Known | None = None
+    ) -> None:
         self.facts = facts
+        self.known = known
         self._backbone = backbone
         self._taps = {backbone.index(tap) for tap in facts.taps}
         self._segments = [prepare(s) for s in backbone.chain.segments[: max(self._taps) + 1]]
@@ -54,13 +58,15 @@ class Model(Asked):
         return Seen(scores.numpy(), pooled.numpy(), tuple(x.numpy() for x in maps))
 
     def save(self, folder: Path) -> None:
-        """Write model.json and model.safetensors into a folder that must not exist yet."""
+        """Write model.json, model.safetensors and known.safetensors into a folder that must not exist yet."""
         folder.mkdir(parents=True)
         prefix = self._backbone.prefix(self.facts.cut)
         tensors = {LAYERS + name: t for name, t in _own_names(prefix.state_dict()).items()}
         tensors |= {WEIGHT: self._weight, BIAS: self._bias}
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / FILE)
         (folder / "model.json").write_bytes(encode(self.facts))
+        if self.known is not None:
+            self.known.save(folder)
 
     def _pixels(self, batch: NDArray[np.uint8]) -> Tensor:  # (b, h, w, 3) to (b, 3, h, w)
         return (torch.from_numpy(batch).float() * self._scale + self._shift).permute(0, 3, 1, 2)
@@ -142,7 +148,7 @@ def load(folder: Path) -> Model:
     wrong = _wrong_head(facts, {name: tuple(t.shape) for name, t in tensors.items()})
     if wrong:
         raise DataError(f"{home / FILE}: {wrong}")
-    return Model(facts, backbone, tensors[WEIGHT], tensors[BIAS])
+    return Model(facts, backbone, tensors[WEIGHT], tensors[BIAS], Known.load(home, 2 * facts.channels))
 
 
 def _wrong_taps(facts: ModelFacts, backbone: Backbone) -> str | None:

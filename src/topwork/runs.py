@@ -138,6 +138,7 @@ def save(
     dataset: Dataset,  # all usable images, with their parts and groups
     *,
     decided: NDArray[np.bool_] | None = None,  # (n, C) labels that were given, where there may be several
+    alike: tuple[Sequence[str], Sequence[str]] | None = None,  # paths and labels of the images that it knows, in order
     pixels: NDArray[np.uint8] | None = None,  # (some, h, w, 3) of real images; None: no model.onnx
 ) -> Run:
     """Write everything aside, then rename. `complete` gives the record once the saved model's size is known.
@@ -153,6 +154,8 @@ def save(
         record = replace(complete(model.size(kept, aside / "model")), onnx=onnx)
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, decided, on=record.data.locked)
         splits.write(aside / splits.NAME, dataset, record.data.locked)
+        if alike is not None:
+            _write_known(aside / "known.parquet", *alike)
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)
@@ -212,6 +215,14 @@ def _write_predictions(
         metadata=metadata,
     )
     parquet.write_table(table, path)
+
+
+def _write_known(path: Path, paths: Sequence[str], labels: Sequence[str]) -> None:
+    """One row per training image in model/known.safetensors, in its order: path, label."""
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
+    parquet.write_table(pa.table({"path": list(paths), "label": list(labels)}), path)
 
 
 def _named(classes: tuple[str, ...], which: NDArray[np.bool_]) -> list[list[str]]:  # which: (n, C)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from topwork.answers import Seen
 from topwork.asking import Asked
 from topwork.errors import DataError, MissingError
+from topwork.known import Known
 from topwork.records import ModelFacts, decode
 
 FILE = "model.onnx"
@@ -32,8 +33,9 @@ def outputs(facts: ModelFacts) -> list[str]:
 class Runtime(Asked):
     """A model in ONNX Runtime, ready to predict. Threads may share it."""
 
-    def __init__(self, facts: ModelFacts, session: Any) -> None:
+    def __init__(self, facts: ModelFacts, session: Any, known: Known | None = None) -> None:
         self.facts = facts
+        self.known = known
         self._session = session
         self._seen = ["scores", "features", *outputs(facts)[3:]]
 
@@ -41,6 +43,11 @@ class Runtime(Asked):
         """Scores, pooled features and the maps at every tap."""
         scores, pooled, *maps = self._session.run(self._seen, {"pixels": batch})
         return Seen(scores, pooled, tuple(maps))
+
+    def glance(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores (b, C) and pooled features (b, 2 channels of all taps) alone, of a batch (b, h, w, 3)."""
+        scores, pooled = self._session.run(["scores", "features"], {"pixels": batch})
+        return scores, pooled
 
     def logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
         """Scores before the temperature: (b, C). What only the others need is not brought out."""
@@ -80,7 +87,7 @@ def load(folder: str | Path, *, threads: int | None = None) -> Runtime:
     wrong = _wrong(facts, session)
     if wrong:
         raise DataError(f"{file}: {wrong}")
-    return Runtime(facts, session)
+    return Runtime(facts, session, None if folder.is_file() else Known.load(file.parent, 2 * facts.channels))
 
 
 def _session(file: Path, threads: int | None) -> Any:
