@@ -31,7 +31,9 @@ from conftest import CLASSES, SIZE_PX, Finished, WritePhotos
 from topwork import cli, features, survey, zoo
 from topwork.shards import Writer
 
-COMMANDS = ("fit", "plan", "check", "predict", "evaluate", "explain", "report", "serve", "compare", "backbones", "demo")
+COMMANDS = (
+    "fit", "plan", "check", "predict", "export", "evaluate", "explain", "report", "serve", "compare", "backbones", "demo",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from topwork.answers import Prediction
     from topwork.catalogue import backbones
     from topwork.comparison import compare
+    from topwork.elsewhere import export
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
     from topwork.explained import explain
     from topwork.explanation import Explanation, Neighbour
@@ -25,6 +26,7 @@ _HOMES = {
     "Explanation": "explanation", "Neighbour": "explanation", "explain": "explained",
     "Comparison": "records", "compare": "comparison", "backbones": "catalogue", "pull": "zoo",
     "Model": "model", "Prediction": "answers", "load": "model",
+    "export": "elsewhere",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
     "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
 }  # fmt: skip
@@ -47,6 +49,7 @@ __all__ = [
     "check",
     "compare",
     "explain",
+    "export",
     "fit",
     "judge",
     "load",

@@ -47,6 +47,17 @@ class Strategy(StrEnum):
     surgical = "surgical"
 
 
+class Format(StrEnum):
+    """In which a model can be written."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+    openvino = "openvino"
+    litert = "litert"
+    coreml = "coreml"
+    int8 = "int8"
+
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it."""
 
@@ -454,7 +465,7 @@ def check(
 def predict(
     run: RunFolder,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or one table.")
+        list[str], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or one table.")
     ],
     image_column: ImageColumn = None,
     out: Annotated[
@@ -529,6 +540,34 @@ def predict(
                 f"{escape(a.source.ljust(width))}  {answer}" + (f"  [dim]{also}[/]" if also else ""),
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[
+        Format,
+        typer.Option(
+            help="onnx: one graph; pt2: torch.export; openvino; litert; coreml; int8: ONNX in 8 bits, a quarter of the"
+            " size."
+        ),
+    ] = Format.onnx,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The new file (default: the run's name, here).")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FOLDER", help="Where the run's images lie now, if not where they lay."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep int8 even where it costs more than a point of accuracy.")
+    ] = False,
+) -> None:
+    """Write the model in another format, compared with PyTorch on the run's own images."""
+    console, _ = _screen(False)
+    from topwork import elsewhere, terminal
+
+    terminal.exported(console, elsewhere.export(run, to=to.value, out=out, data=data, force=force))
 
 
 @app.command()

@@ -38,10 +38,14 @@ MOST_BYTES = 2**31 - 1
 
 
 class Network(nn.Module):
-    """The model as one module: pixels (b, h, w, 3) uint8 to what runtime.outputs names, in that order."""
+    """The model as one module: pixels (b, h, w, 3) uint8 to what runtime.outputs names, in that order.
 
-    def __init__(self, kept: Model) -> None:
+    `pool`: of maps (b, c, h, w) to average and maximum (b, 2 c), in operations that the target knows.
+    """
+
+    def __init__(self, kept: Model, pool: Callable[[Tensor], Tensor] = graph.pool) -> None:
         super().__init__()
+        self.pool = pool
         self.segments, self.taps = nn.ModuleList(kept._segments), kept._taps
         self.scale, self.shift = kept._scale, kept._shift
         self.weight, self.bias = kept._weight, kept._bias
@@ -54,7 +58,7 @@ class Network(nn.Module):
             x = segment(x)
             if k in self.taps:
                 maps.append(x)
-        pooled = torch.cat([graph.pool(m) for m in maps], dim=1)
+        pooled = torch.cat([self.pool(m) for m in maps], dim=1)
         scores = pooled @ self.weight + self.bias
         calm = scores / self.temperature
         shares = torch.sigmoid(calm) if self.multi_label else torch.softmax(calm, dim=1)

@@ -645,6 +645,24 @@ class OnnxFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and how it compares with the model in PyTorch."""
+
+    file: str
+    to: str
+    bytes: int
+    images: int  # that it was compared on; 0 where this machine cannot run it
+    difference: float | None  # the largest of a score to PyTorch's
+    note: str = ""  # what else is to be known
+    accuracy_change: float | None = None  # of int8: accuracy minus that of model.onnx on the same images, 95% interval
+    change_low: float | None = None
+    change_high: float | None = None
+    agreement: float | None = None  # of int8: share of images that get the same answer
+    faster: float | None = None  # of int8: time of model.onnx for an image over its own, here
+    smaller: float | None = None  # of int8: size of model.onnx over its own
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """run.json: every fact of a run."""
 

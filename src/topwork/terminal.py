@@ -30,6 +30,7 @@ from topwork.records import (
     Dataset,
     EngineFacts,
     Estimate,
+    Exported,
     Fault,
     Finding,
     Grouped,
@@ -610,6 +611,22 @@ def _size(record: RunRecord) -> str:
         f" {record.plan.kept_cost:.0%} of the forward time; one image {m.latency_ms:.0f} ms, the whole backbone"
         f" {m.whole_latency_ms:.0f} ms"
     )
+
+
+def exported(console: Console, found: Exported) -> None:
+    """What was written in another format, and how it compares."""
+    lines = [f"{escape(found.file)}  {found.bytes / 1e6:.1f} MB"]
+    if found.accuracy_change is not None and found.change_low is not None and found.change_high is not None:
+        lines.append(
+            f"accuracy {100 * found.accuracy_change:+.1f} points (95%: {100 * found.change_low:+.1f} to"
+            f" {100 * found.change_high:+.1f}) on {found.images:,} judged images, {found.agreement:.1%} get the same"
+            f" answer; {found.smaller:.1f} times smaller, {found.faster:.1f} times as fast here"
+        )
+    elif found.images:
+        lines.append(f"equal to PyTorch on {found.images} of the run's images: scores differ by {found.difference:.1g}")
+    if found.note:
+        lines.append(escape(found.note))
+    console.print("\n      ".join(lines), highlight=False, soft_wrap=True)
 
 
 def _onnx(record: RunRecord) -> str:
