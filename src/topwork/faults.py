@@ -107,8 +107,9 @@ def one_colour(
     pixels: NDArray[np.uint8],  # (n, 16, 16, 3)
 ) -> NDArray[np.bool_]:  # (n,)
     """Which sketches show nothing at all."""
-    flat = pixels.reshape(len(pixels), sketches.SIDE**2, 3)
-    spread: NDArray[np.bool_] = (flat.max(axis=1) - flat.min(axis=1)).max(axis=1) <= ONE_COLOUR
+    rows = pixels.reshape(len(pixels), sketches.SIDE, -1)  # first down, 48 values at once, then across
+    most, least = (of.reshape(len(pixels), sketches.SIDE, 3) for of in (rows.max(axis=1), rows.min(axis=1)))
+    spread: NDArray[np.bool_] = (most.max(axis=1) - least.min(axis=1)).max(axis=1) <= ONE_COLOUR
     return spread
 
 

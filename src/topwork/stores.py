@@ -6,6 +6,7 @@ makes of a plain string, such as a run keeps for --resume, what gives out bytes 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -107,13 +108,13 @@ class Local:
     """A folder on this machine; absolute paths and URLs are read where they lead, for the table is the user's own."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self._folder = root, str(root)
 
     def read(self, path: str) -> bytes:
         """The bytes of a file."""
         if is_url(path):
             return _elsewhere(path).read("")
-        return images.read_bytes(self.root / path)
+        return images.read_bytes(os.path.join(self._folder, path))  # noqa: PTH118 (a Path takes a tenth of the reading)
 
     def state(self, path: str) -> tuple[int, int] | None:
         """Size and time of the last change."""
