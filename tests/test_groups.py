@@ -84,6 +84,24 @@ def test_candidates_are_all_pairs_of_close_hashes(n: int, seed: int) -> None:
     assert {(int(i), int(j)) for i, j in groups._candidates(hashes)} == expected
 
 
+@given(st.integers(0, 70), st.integers(0, 2**32 - 1), st.sampled_from([1, 90, 2**20]))
+def test_of_many_close_hashes_the_nearest_are_taken_however_many_are_compared_at_once(
+    n: int, seed: int, together: int
+) -> None:
+    """By brute force: each one's nearest, of those as near the first."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**62, 2, dtype=np.uint64)[rng.integers(0, 2, n)]
+    hashes = centres ^ rng.integers(0, 2**6, n, dtype=np.uint64)
+    expected = set()
+    for i in range(n):
+        close = [(int(hashes[i] ^ hashes[j]).bit_count(), j) for j in range(n) if j != i]
+        near = sorted(c for c in close if c[0] <= groups.HASH_BITS)[: groups.MOST_CANDIDATES]
+        expected |= {(min(i, j), max(i, j)) for _, j in near}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "TOGETHER", together)
+        assert {(int(i), int(j)) for i, j in groups._candidates(hashes)} == expected
+
+
 def test_where_all_look_alike_few_pairs_are_looked_at() -> None:
     n = 400
     pairs = groups._candidates(np.zeros(n, dtype=np.uint64))

@@ -92,6 +92,10 @@ HASH_BITS = 16
 MOST_CANDIDATES = 20
 """Near-duplicates looked for per image, the nearest hashes first: of images that are all alike there would be n^2."""
 
+TOGETHER = 2**20
+"""Pairs of hashes that are compared at once (9 MiB). All pairs are: 16 bits of 64 are too many for a search by equal
+pieces of the hash, each of which would let through a sixth of all pairs (bench/LOG.md). No effect on the result."""
+
 ALIKE = 0.7
 """Mean distance over that to the neighbours up to which two such images are nearly the same. bench/groups.py prints
 what it finds, and what it takes for the same by mistake."""
@@ -298,16 +302,17 @@ def _near(
 def _candidates(hashes: NDArray[np.uint64]) -> Ints:
     """Pairs (i < j) whose hashes differ in at most HASH_BITS, the nearest MOST_CANDIDATES of each image: (m, 2)."""
     found, n = [np.zeros((0, 2), dtype=np.int64)], len(hashes)
-    width = max(1, 2**22 // max(1, n))
+    width = max(1, TOGETHER // max(1, n))
+    different, bits = np.empty((width, n), np.uint64), np.empty((width, n), np.uint8)  # made once: the most of the time
     for start in range(0, n, width):
-        bits = np.bitwise_count(hashes[start : start + width, None] ^ hashes)
-        bits[np.arange(len(bits)), start + np.arange(len(bits))] = 255
-        close = bits <= HASH_BITS
-        for row in np.flatnonzero(close.sum(axis=1) > MOST_CANDIDATES):
-            near = np.flatnonzero(close[row])
-            close[row] = False
-            close[row, near[np.argsort(bits[row, near], kind="stable")[:MOST_CANDIDATES]]] = True
-        i, j = np.nonzero(close)
+        m = min(width, n - start)
+        np.bitwise_count(np.bitwise_xor(hashes[start : start + m, None], hashes, out=different[:m]), out=bits[:m])
+        bits[np.arange(m), start + np.arange(m)] = 255
+        i, j = np.divmod(np.flatnonzero(bits[:m] <= HASH_BITS), n)
+        for row in np.flatnonzero(np.bincount(i, minlength=m) > MOST_CANDIDATES):
+            near = j[i == row]
+            near = near[np.argsort(bits[row, near], kind="stable")[:MOST_CANDIDATES]]
+            i, j = np.append(i[i != row], np.full(len(near), row)), np.append(j[i != row], near)
         found.append(np.stack([i + start, j], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs, axis=0)
