@@ -59,8 +59,9 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan", "ranking"},
+    "sides": {"data", "faults", "features", "groups", "memo", "sketches", "zoo"},
     "survey": {"budget", "data", "faults", "features", "listing", "measurement", "plan", "statistics", "zoo"}
-    | {"groups", "memo", "sketches", "splits"},
+    | {"groups", "sides", "splits"},
     "suspects": {"head", "plan"},
     "shortcuts": {"head", "probe", "statistics"},
     "growth": {"head", "probe", "statistics"},
