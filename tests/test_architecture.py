@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan", "ranking"},
-    "sides": {"data", "faults", "features", "groups", "memo", "sketches", "zoo"},
+    "sides": {"data", "faults", "features", "groups", "images", "memo", "sketches", "stores", "zoo"},
     "survey": {"budget", "data", "faults", "features", "listing", "measurement", "plan", "statistics", "zoo"}
     | {"groups", "sides", "splits"},
     "suspects": {"head", "plan"},

@@ -49,6 +49,7 @@ it, and so do crops by more than one or two percent a side (bench/data.py --near
 EVEN = 3.0
 """Standard deviation (of 255) of a sketch below which nothing can be compared: fog resembles fog."""
 
+UNCONFIRMED = " (to 16 x 16 pixels; fit asks the network)"  # where near-duplicates were told by sketches alone
 _TOGETHER = 2**20  # pairs of hashes that are compared at once: 9 MB
 _SKETCHES = 4096  # sketches that are held as floating-point numbers at once: 13 MB
 _CANDIDATES = 50_000  # pairs that are looked at before those are dropped that need it no more
@@ -75,13 +76,21 @@ def after(
     dataset: Dataset,
     pixels: NDArray[np.uint8],  # (n, 16, 16, 3) sketches of the examples
     missing: NDArray[np.bool_],  # (n,) those that have none
+    confirmed: NDArray[np.int64] | None = None,  # (pairs, 2) rows that the features show to be nearly the same
 ) -> tuple[Finding, ...]:
-    """What the sketches tell besides: images of one colour, near-duplicates, on two sides, of different classes."""
+    """What the sketches tell besides: images of one colour, near-duplicates, on two sides, of different classes.
+
+    Without `confirmed`, near-duplicates are what the sketches alone show, and the findings say so.
+    """
     even = one_colour(pixels) & ~missing
     found = [_finding("one colour", "warning", "{n} of one even colour", _at(dataset, np.flatnonzero(even)))]
     rows = unlike(dataset.examples, ~missing)
-    pairs = rows[near(pixels[rows])]
-    found += _near(dataset, pairs)
+    if confirmed is None:
+        pairs = rows[near(pixels[rows])]
+    else:
+        first = _first(dataset.examples)[confirmed]
+        pairs = first[first[:, 0] != first[:, 1]]
+    found += _near(dataset, pairs, "" if confirmed is not None else UNCONFIRMED)
     return ranked(f for f in found if f is not None)
 
 
@@ -112,6 +121,12 @@ def one_colour(
     most, least = (of.reshape(len(pixels), sketches.SIDE, 3) for of in (rows.max(axis=1), rows.min(axis=1)))
     spread: NDArray[np.bool_] = (most.max(axis=1) - least.min(axis=1)).max(axis=1) <= ONE_COLOUR
     return spread
+
+
+def _first(examples: Sequence[Example]) -> NDArray[np.int64]:  # (n,)
+    """The first row of each one's content."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(e.digest, i) for i, e in enumerate(examples)], dtype=np.int64)
 
 
 def unlike(
@@ -385,7 +400,7 @@ def _suffix_says(path: str) -> set[str]:
     return {format for format, suffixes in _SUFFIXES.items() if suffix in suffixes.split()}
 
 
-def _near(dataset: Dataset, pairs: NDArray[np.int64]) -> list[Finding | None]:
+def _near(dataset: Dataset, pairs: NDArray[np.int64], doubt: str) -> list[Finding | None]:
     """Near-duplicates by what they do: leak into what is judged, contradict each other, or only count twice."""
     examples, judging = dataset.examples, _judging(dataset.examples)
     members: dict[int, list[int]] = defaultdict(list)
@@ -403,15 +418,17 @@ def _near(dataset: Dataset, pairs: NDArray[np.int64]) -> list[Finding | None]:
     return [
         _finding(
             "near-duplicates across parts", "fault",
-            f"{{n}} that look alike on both sides of the {judging} part: the result would be too good",
+            f"{{n}} that look alike on both sides of the {judging} part: the result would be too good{doubt}",
             _at(dataset, sorted(across)),
         ),
         _finding(
             "near-duplicates of different classes", "warning",
-            "{n} that look like one of a different label: at most one can be right", _at(dataset, sorted(torn)),
+            "{n} that look like one of a different label: at most one can be right" + doubt,
+            _at(dataset, sorted(torn)),
         ),
         _finding(
-            "near-duplicates", "warning", "{n} that look like another: they count as one", _at(dataset, sorted(other)),
+            "near-duplicates", "warning", "{n} that look like another: they count as one" + doubt,
+            _at(dataset, sorted(other)),
         ),
     ]  # fmt: skip
 

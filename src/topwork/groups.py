@@ -24,7 +24,7 @@ Doubles = NDArray[np.float64]
 Kind = Literal["copy", "given", "near-duplicate", "burst"]
 At = Callable[[int, Ints], Floats]  # features at a cut of these rows: (m, d) float32
 
-FORMULA = "1"
+FORMULA = "2"
 """Raised by every change that can change a group; groups kept under another one are not read."""
 
 KINDS: tuple[Kind, ...] = ("copy", "given", "near-duplicate", "burst")
@@ -110,6 +110,7 @@ class Found:
     index: Ints  # (n,) the same number for what belongs together, 0.. in order of the first image
     pairs: Ints  # (m, 2) rows that were linked
     kinds: Ints  # (m,) of KINDS
+    near: Ints  # (p, 2) near-duplicates, the smaller row first, whatever else joins them
     limits: tuple[float, float]  # distance up to which images are one scene: whatever their names, and in their order
 
 
@@ -148,7 +149,7 @@ def find(
         link(i, j, kind)
     at_cuts = depths(cuts)
     scales = [_moments(at, k, n, seed) for k in at_cuts]
-    limits = (0.0, 0.0)
+    limits, near = (0.0, 0.0), list[tuple[int, int]]()
     if n:
         labels = np.zeros(n, dtype=np.int64) if one_class else np.array([e.label for e in examples])
         blocks = list(_seen(examples, labels, lambda rows: _block(rows, at, at_cuts, scales), seed, orders=bursts))
@@ -159,13 +160,15 @@ def find(
             for s in blocks:
                 reach[s.rows] = s.reach
             alike = ALIKE ** (1 / weight)
-            for i, j in _near(usable, hashes[usable], reach, at, at_cuts, scales, alike):
+            near = _near(usable, hashes[usable], reach, at, at_cuts, scales, alike)
+            for i, j in near:
                 link(i, j, KINDS.index("near-duplicate"))
         if bursts:
             sizes = np.bincount(labels)[labels]
             limits = _bursts(blocks, lambda rows: _block(rows, at, at_cuts, scales), union, link, sizes, weight)
     array = np.array(links, dtype=np.int64).reshape(-1, 3)
-    return Found(union.index(), array[:, :2], array[:, 2], limits)
+    pairs = np.array(near, dtype=np.int64).reshape(-1, 2)
+    return Found(union.index(), array[:, :2], array[:, 2], pairs, limits)
 
 
 def depths(cuts: int) -> list[int]:

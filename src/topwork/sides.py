@@ -6,14 +6,18 @@ time. The findings that decoding brings to light are told with it.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork import data, faults, features, groups, memo, sketches
-from topwork.records import Dataset, Grouped, Part
+from topwork import data, faults, features, groups, images, memo, sketches, stores
+from topwork.errors import ImageError
+from topwork.records import Dataset, Example, Grouped, Part
 from topwork.sketches import Sketches
 from topwork.watch import Watch
 from topwork.zoo import Backbone
@@ -28,14 +32,15 @@ class Marked:
     dataset: Dataset
     grouped: Grouped  # what is said of it
     alike: NDArray[np.int64]  # (n,) groups without photos of one scene
+    near: NDArray[np.int64]  # (p, 2) rows that are nearly the same
 
 
 def grouped(
-    dataset: Dataset, backbone: Backbone, seen: features.Features, *, bursts: bool, seed: int, cache: Path
+    dataset: Dataset, backbone: Backbone, seen: features.Features, *, bursts: bool, seed: int, cache: Path, watch: Watch
 ) -> Marked:
     """Mark what belongs together by the features `seen` of all examples; with bursts, photos of one scene, too."""
     examples = dataset.examples
-    sketched, missing = Sketches.under(cache).get([e.digest for e in examples])
+    sketched, missing = sketched_all(dataset, cache, watch)
     hashes = sketches.hashed(sketched)
     taken = ["" if e.facts is None else e.facts.taken for e in examples]
     cuts = len(seen.cuts)
@@ -54,10 +59,10 @@ def grouped(
     ]  # fmt: skip
     kept = memo.remembered(cache / "groups", inputs, compute)
     limit, in_order = (float(x) for x in kept["limits"])
-    found = groups.Found(kept["index"], kept["pairs"], kept["kinds"], (limit, in_order))
+    found = groups.Found(kept["index"], kept["pairs"], kept["kinds"], kept["near"], (limit, in_order))
     sizes = np.bincount(found.index)
     marked = tuple(replace(e, scene=str(g) if sizes[g] > 1 else "") for e, g in zip(examples, found.index, strict=True))
-    return Marked(replace(dataset, examples=marked), groups.facts(examples, found), groups.alike(found))
+    return Marked(replace(dataset, examples=marked), groups.facts(examples, found), groups.alike(found), found.near)
 
 
 def one_side(
@@ -89,9 +94,43 @@ def one_side(
     return data.without(dataset, left), seen, replace(grouped, left_out=len(left))
 
 
-def seen_through(dataset: Dataset, parts: dict[str, Part], cache: Path, watch: Watch) -> Dataset:
-    """With the findings that decoding has brought to light. `parts`: by path, as the user gave them."""
+def seen_through(marked: Marked, parts: dict[str, Part], cache: Path, watch: Watch) -> Marked:
+    """With the findings that the pass has brought to light; near-duplicates are those that the features confirm.
+
+    `parts`: by path, as the user gave them.
+    """
+    dataset = marked.dataset
     given = replace(dataset, examples=tuple(replace(e, part=parts[e.path]) for e in dataset.examples))
-    found = faults.after(given, *Sketches.under(cache).get([e.digest for e in given.examples]))
+    found = faults.after(given, *Sketches.under(cache).get([e.digest for e in given.examples]), marked.near)
     watch.show("findings", found)
-    return replace(dataset, findings=faults.ranked((*dataset.findings, *found)))
+    return replace(marked, dataset=replace(dataset, findings=faults.ranked((*dataset.findings, *found))))
+
+
+def sketched_all(
+    dataset: Dataset, cache: Path, watch: Watch
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:  # (n, 16, 16, 3), (n,) true where there is none
+    """The sketches of all images; those that the cache lost are made again, at a reduced scale.
+
+    Every pass leaves sketches behind, so there is something to do only where features were kept without them. What
+    cannot be read any more, or has changed since, stays without.
+    """
+    kept, digests = Sketches.under(cache), [e.digest for e in dataset.examples]
+    sketched, missing = kept.get(digests)
+    if not missing.any():
+        return sketched, missing
+    store = stores.opened(dataset.root)
+    todo = list({dataset.examples[i].digest: dataset.examples[i] for i in np.flatnonzero(missing)}.values())
+
+    def make(example: Example) -> None:
+        with suppress(ImageError):
+            content = store.read(example.path)
+            if images.digest(content) == example.digest:
+                kept.put(example.digest, sketches.sketch(images.sight(content)[1]))
+
+    watch.begin("sketch", len(todo))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(make, todo):
+            watch.advance()
+    watch.end()
+    kept.flush()
+    return kept.get(digests)

@@ -327,11 +327,13 @@ class _Race:
         if seen[0].faults:
             dataset = data.without(dataset, seen[0].faults)
             self.watch.show("faults", seen[0].faults)
+        with self.clock.time("group"):
+            marked = self._grouped(dataset, seen[0])
         with self.clock.time("look"):
-            dataset = sides.seen_through(dataset, self.parts, self.cache, self.watch)
+            marked = sides.seen_through(marked, self.parts, self.cache, self.watch)
         with self.clock.time("group"):
             dataset, seen, grouped = sides.one_side(
-                self._grouped(dataset, seen[0]), seen, self.locked, given=self.given, chosen_by=self.chosen_by,
+                marked, seen, self.locked, given=self.given, chosen_by=self.chosen_by,
                 seed=self.seed, watch=self.watch,
             )  # fmt: skip
         self.watch.show("groups", grouped)
@@ -343,8 +345,9 @@ class _Race:
     def _grouped(self, dataset: Dataset, seen: features.Features) -> sides.Marked:
         """What belongs together, by the features of the cheapest backbone."""
         return sides.grouped(
-            dataset, self.contenders[0].loaded, seen, bursts=self.bursts, seed=self.seed, cache=self.cache
-        )
+            dataset, self.contenders[0].loaded, seen, bursts=self.bursts, seed=self.seed, cache=self.cache,
+            watch=self.watch,
+        )  # fmt: skip
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""
