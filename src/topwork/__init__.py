@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from topwork.answers import Prediction
     from topwork.catalogue import backbones
-    from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
+    from topwork.errors import BackboneError, DataError, ImageError, LostError, MissingError, TopworkError, UsageError
     from topwork.model import Model, load
     from topwork.runs import Run, load_run
     from topwork.survey import Survey, measure
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from topwork.zoo import pull
 
 _HOMES = {
-    "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
+    "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "LostError": "errors",
+    "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "backbones": "catalogue", "pull": "zoo",
     "Model": "model", "Prediction": "answers", "load": "model",
@@ -28,6 +29,7 @@ __all__ = [
     "BackboneError",
     "DataError",
     "ImageError",
+    "LostError",
     "MissingError",
     "Model",
     "Prediction",

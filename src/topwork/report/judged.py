@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from topwork import images, stores
-from topwork.errors import DataError, ImageError, TopworkError
+from topwork.errors import DataError, TopworkError
 from topwork.records import Preprocessing
 from topwork.statistics import wilson
 
@@ -125,7 +125,7 @@ def thumbnails(root: str, paths: Sequence[str]) -> dict[str, str]:
 def _thumbnail(store: stores.Store, path: str) -> str | None:
     try:
         pixels = images.load(store.read(path), _SMALL)
-    except ImageError:
+    except DataError:
         return None
     out = BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=70)
