@@ -63,7 +63,7 @@ def sets(temporary: Path, quick: bool) -> dict[str, Path]:
     """Real photographs of 384x256 px; the same at 1600x1200; as PNG."""
     source = sorted((common.SETS / "ants_bees").rglob("*.jpg"))
     found = {"JPEG 384x256": common.SETS / "ants_bees"}
-    for name, size, format, count in (("JPEG 1600x1200", (1600, 1200), "JPEG", 60), ("PNG 384x256", None, "PNG", 120)):
+    for name, size, format, count in (("JPEG 1600x1200", (1600, 1200), "JPEG", 60), ("PNG 384x256", None, "PNG", 360)):
         folder = temporary / name.replace(" ", "-")
         for i, path in enumerate(source[: count // 3 if quick else count]):
             target = folder / "ab"[i % 2] / f"{i}.{format.lower()}"

@@ -6,6 +6,9 @@ thumbnails tell: how many images get grouped. Bursts made from one larger photo 
 shifts, rotation, brightness), with names in order, with shuffled names, with shuffled names and capture times: share of
 the pairs of one scene that are found, pairs of different scenes among those grouped. And what it makes: accuracy
 leave-one-out, leave-group-out, and on new scenes as truth. With each, the cost over that of a pass (process time).
+
+`--many N` instead: seconds (process time) and memory of the grouping of N, twice N and four times N made-up images, a
+twentieth of them near-duplicates of others.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 import common
+import large
 import topwork
-from topwork import data, features, groups, sketches, workflow, zoo
+from topwork import data, faults, features, groups, sketches, workflow, zoo
 from topwork.records import Example, FileFacts
 
 SIZE = 96
@@ -35,7 +39,11 @@ SCENES, SHOTS, NEW = 6, 5, 30
 
 
 def main() -> None:
-    quick = common.arguments(__doc__ or "").quick
+    given = common.arguments(__doc__ or "", many=0)
+    if given.many:
+        common.finish({"bench": "groups", "many": [many(given.many * k) for k in (1, 2, 4)]})
+        return
+    quick = given.quick
     common.need_sets()
     backbone = zoo.load(size_px=SIZE)
     figures: dict[str, object] = {"bench": "groups", "quick": quick}
@@ -47,6 +55,35 @@ def main() -> None:
             burst(n, backbone, home, strong) for n in (BURSTS[1:2] if quick else BURSTS) for strong in (False, True)
         ]
     common.finish(figures)
+
+
+def many(n: int) -> dict[str, object]:
+    """What grouping costs: features of 4 cuts and sketches, made up, of 20 classes; every 20th image a copy of the last
+    one, changed a little."""
+    rng, side, depth = np.random.default_rng(0), sketches.SIDE, 24
+    base = rng.normal(size=(n, depth)).astype(np.float32)
+    soft = rng.integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    copies = np.arange(20, n, 20)
+    base[copies] = base[copies - 1] + 0.05 * rng.normal(size=(len(copies), depth))
+    soft[copies] = np.clip(soft[copies - 1].astype(int) + rng.integers(-3, 4, soft[copies].shape), 0, 255)
+    mixing = [rng.normal(size=(depth, width)).astype(np.float32) for width in (48, 112, 192, 320)]
+    labels = np.arange(n) // 20 % 20
+    examples = [Example(f"{label}/{i:07d}.jpg", int(label), "train", f"{i:032x}") for i, label in enumerate(labels)]
+    start, seconds, before = time.process_time(), {}, large.peak_bytes()
+    hashes = sketches.hashed(soft)
+    groups._candidates(hashes)
+    seconds["hashes"] = time.process_time() - start
+    start = time.process_time()
+    found = groups.find(examples, lambda k, rows: base[rows] @ mixing[k], len(mixing), hashes=hashes)
+    seconds["all"] = time.process_time() - start
+    hit = float((found.index[copies] == found.index[copies - 1]).mean())
+    start = time.process_time()
+    faults.near(soft)
+    seconds["by sketches"] = time.process_time() - start
+    grown = large.peak_bytes() - before
+    times = ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items())
+    print(f"{n:,} images: {times}; {hit:.1%} of the copies found; {grown / 2**20:.0f} MiB more memory", flush=True)
+    return {"images": n, "seconds": seconds, "found": hit, "memory_bytes": grown}
 
 
 def near(name: str, backbone: zoo.Backbone, home: Path) -> dict[str, object]:

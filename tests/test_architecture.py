@@ -68,8 +68,9 @@ ALLOWED: dict[str, set[str]] = {
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan", "ranking"},
+    "sides": {"data", "faults", "features", "groups", "images", "memo", "sketches", "stores", "zoo"},
     "survey": {"budget", "data", "faults", "features", "listing", "measurement", "plan", "statistics", "zoo"}
-    | {"groups", "memo", "sketches", "splits"},
+    | {"groups", "sides", "splits"},
     "suspects": {"head", "plan"},
     "shortcuts": {"head", "probe", "statistics"},
     "growth": {"head", "probe", "statistics"},
@@ -81,7 +82,13 @@ ALLOWED: dict[str, set[str]] = {
         "images",
         "model",
         "portable",
-        "card": set(),  # drawn from the record
+        "runs",
+        "runtime",
+        "splits",
+        "statistics",
+        "stores",
+    },
+    "card": set(),  # drawn from the record
     "comparison": {"card", "files", "groups", "ranking", "runs", "statistics"},
     "runs": {"card", "files", "model", "pictures", "portable", "runtime", "splits"},
     "serve": {"answers", "asking", "explanation", "images"},
@@ -116,8 +123,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"answers", "asking", "batch", "catalogue", "comparison", "elsewhere", "explained", "faults", "images", "report", "runtime"}
-    | {"serve"},
+    | {"answers", "asking", "batch", "catalogue", "comparison", "elsewhere", "explained", "faults", "images"}
+    | {"report", "runtime", "serve"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"}  # lazily
     | {"comparison", "elsewhere", "explained", "explanation", "records"},

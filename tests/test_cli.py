@@ -32,7 +32,8 @@ from topwork import cli, features, survey, zoo
 from topwork.shards import Writer
 
 COMMANDS = (
-    "fit", "plan", "check", "predict", "export", "evaluate", "explain", "report", "serve", "compare", "backbones", "demo",
+    "fit", "plan", "check", "predict", "export", "evaluate", "explain", "report", "serve", "compare", "backbones",
+    "demo",
 )  # fmt: skip
 
 

@@ -180,12 +180,13 @@ def textbook(pixels: Pixels) -> set[frozenset[int]]:
     return set(groups.values())
 
 
-@pytest.mark.parametrize("block", [5, 2048])
+@pytest.mark.parametrize("block", [5, 2**20])
 @pytest.mark.parametrize("candidates", [7, 50_000])
 def test_near_duplicates_are_those_of_the_textbook(
     block: int, candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "_BLOCK", block)
+    monkeypatch.setattr(faults, "_TOGETHER", block)
+    monkeypatch.setattr(faults, "_SKETCHES", 11)
     monkeypatch.setattr(faults, "_CANDIDATES", candidates)
     rng = np.random.default_rng(0)
     copies = SCENES[rng.integers(0, 24, 60)].astype(int) + rng.normal(

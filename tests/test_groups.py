@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import combinations
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from pyarrow import parquet
+from rich.console import Console
 
 from conftest import SIZE_PX, Log
-from topwork import data, groups, head, memo, runs, splits, survey, workflow
+from topwork import data, faults, groups, head, memo, runs, splits, survey, terminal, workflow
 from topwork.errors import DataError
 from topwork.measurement import inflated
 from topwork.records import Dataset, Example, FileFacts, Grouped, Part
@@ -82,6 +84,24 @@ def test_candidates_are_all_pairs_of_close_hashes(n: int, seed: int) -> None:
         (i, j) for i, j in combinations(range(n), 2) if int(hashes[i] ^ hashes[j]).bit_count() <= groups.HASH_BITS
     }
     assert {(int(i), int(j)) for i, j in groups._candidates(hashes)} == expected
+
+
+@given(st.integers(0, 70), st.integers(0, 2**32 - 1), st.sampled_from([1, 90, 2**20]))
+def test_of_many_close_hashes_the_nearest_are_taken_however_many_are_compared_at_once(
+    n: int, seed: int, together: int
+) -> None:
+    """By brute force: each one's nearest, of those as near the first."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**62, 2, dtype=np.uint64)[rng.integers(0, 2, n)]
+    hashes = centres ^ rng.integers(0, 2**6, n, dtype=np.uint64)
+    expected = set()
+    for i in range(n):
+        close = [(int(hashes[i] ^ hashes[j]).bit_count(), j) for j in range(n) if j != i]
+        near = sorted(c for c in close if c[0] <= groups.HASH_BITS)[: groups.MOST_CANDIDATES]
+        expected |= {(min(i, j), max(i, j)) for _, j in near}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "TOGETHER", together)
+        assert {(int(i), int(j)) for i, j in groups._candidates(hashes)} == expected
 
 
 def test_where_all_look_alike_few_pairs_are_looked_at() -> None:
@@ -311,7 +331,7 @@ def test_photos_of_one_scene_on_both_sides_of_the_users_split_stay_and_are_told(
     scenes = ["a", "a", "b", "b", "", "", "", ""]
     rows = [replace(example(i, i % 2, scene=scenes[i]), part=parts[i]) for i in range(8)]
     kinds = np.array([groups.KINDS.index("near-duplicate"), groups.KINDS.index("burst")])
-    found = groups.Found(groups.known(rows), np.array([[0, 1], [2, 3]]), kinds, (0.5, 0.0))
+    found = groups.Found(groups.known(rows), np.array([[0, 1], [2, 3]]), kinds, np.array([[0, 1]]), (0.5, 0.0))
     faults, warnings, across = data.like_locked(dataset(rows), "test folder", groups.alike(found))
     assert [f.path for f in faults] == [rows[0].path]
     assert across == 1
@@ -370,15 +390,18 @@ def scene_picture(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(coarse).resize((150, 150), Image.Resampling.BICUBIC)
 
 
-def write_bursts(folder: Path, *, per_class: int, shots: int = 4, seed: int = 0) -> Path:
+def write_bursts(
+    folder: Path, *, per_class: int, shots: int = 4, seed: int = 0, shift: int = 7, turn: float = 3
+) -> Path:
+    """Photos of scenes, by a hand that moves by up to `shift` px either way and turns by so many degrees."""
     rng = np.random.default_rng(seed)
     for name in ("left", "right"):
         (folder / name).mkdir(parents=True)
         for s in range(per_class):
             picture = scene_picture(rng)
             for k in range(shots):
-                x, y = rng.integers(18, 32, 2)
-                shot = picture.crop((x, y, x + 100, y + 100)).rotate(rng.uniform(-3, 3))
+                x, y = rng.integers(25 - shift, 25 + shift, 2)
+                shot = picture.crop((x, y, x + 100, y + 100)).rotate(rng.uniform(-turn, turn))
                 shot = ImageEnhance.Brightness(shot).enhance(rng.uniform(0.9, 1.1))
                 shot.save(folder / name / f"IMG_{s * shots + k:04d}_of{s}.jpg", quality=90)
     return folder
@@ -492,6 +515,81 @@ def test_a_picture_saved_again_does_not_leak_into_the_users_test_folder(tmp_path
     assert len(seen.measured[0].features.at(0)) == 30
     assert seen.grouped is not None
     assert seen.grouped.left_out == 1
+
+
+@pytest.fixture(scope="module")
+def split_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[runs.Run, Path, Path, str]:
+    """A user's own split that cuts through scenes, and a test photo saved again for training; what was printed."""
+    home = tmp_path_factory.mktemp("split")
+    folder = write_bursts(home / "all", per_class=12, shift=16, turn=8)
+    for name in ("left", "right"):
+        for part in ("train", "test"):
+            (home / "photos" / part / name).mkdir(parents=True)
+        for path in sorted((folder / name).iterdir()):
+            scene = int(path.stem.split("_of")[1])
+            shot = int(path.stem.split("_")[1]) % 4
+            part = "test" if scene >= 10 or (scene < 3 and shot == 3) else "train"
+            path.rename(home / "photos" / part / name / path.name)
+    again = BytesIO()
+    with Image.open(next((home / "photos/test/left").glob("*_of11.jpg"))) as image:
+        image.resize((94, 94), Image.Resampling.LANCZOS).save(again, "JPEG", quality=60)
+    (home / "photos/train/left/saved_again.jpg").write_bytes(again.getvalue())
+    paper = Console(record=True, width=200, file=StringIO())
+    run = workflow.fit(
+        home / "photos", size=SIZE_PX, strategy="head", out=home / "run", cache=home / "cache",
+        watch=terminal.TerminalWatch(paper),
+    )  # fmt: skip
+    return run, home / "photos", home / "cache", " ".join(paper.export_text().split())
+
+
+def test_scenes_across_the_users_own_split_stay_and_are_told_and_near_duplicates_are_left_out(
+    split_run: tuple[runs.Run, Path, Path, str],
+) -> None:
+    """From folders to record, terminal and page."""
+    run, _, _, printed = split_run
+    left_out = {f.path: f.kind for f in run.record.data.faults}
+    assert set(left_out.values()) == {"nearly the same in test"}
+    assert "train/left/saved_again.jpg" in left_out
+    g = grouped(run)
+    assert g.left_out == len(left_out) <= 9  # of scenes on both sides, those that hardly moved
+    assert 5 <= g.across <= 18  # the three other photos of six scenes
+    assert sum(c.train for c in run.record.data.classes) + len(left_out) == 75
+    told = f"{g.across} training images seem to show a scene that your test part shows"
+    assert told in printed
+    assert any(told in w for w in run.record.warnings)
+    assert "saved_again.jpg" in printed
+    page = " ".join((run.path / "report.html").read_text("utf-8").split())
+    assert f"{g.across} training images seem to show a scene that your own test part shows" in page
+    assert f"{len(left_out)} were left out of training" in page
+
+
+def test_findings_about_near_duplicates_are_those_that_the_features_confirm(
+    split_run: tuple[runs.Run, Path, Path, str],
+) -> None:
+    run, photos, cache, _ = split_run
+    found = {f.kind: f for f in run.record.data.findings}
+    across = found["near-duplicates across parts"]
+    assert "train/left/saved_again.jpg" in across.paths
+    assert faults.UNCONFIRMED not in across.detail
+    dataset, _ = workflow.check(photos, cache=cache)
+    unconfirmed = [f for f in dataset.findings if f.kind.startswith("near-duplicates")]
+    assert unconfirmed
+    assert all(f.detail.endswith(faults.UNCONFIRMED) for f in unconfirmed)
+
+
+def test_sketches_that_are_gone_are_made_again(
+    split_run: tuple[runs.Run, Path, Path, str], log: Log, tmp_path: Path
+) -> None:
+    """Features alone are left: the same groups and findings, from another process's cache."""
+    run, photos, cache, _ = split_run
+    copy = tmp_path / "cache"
+    shutil.copytree(cache / "features", copy / "features")
+    seen = survey.measure(photos, size=SIZE_PX, cache=copy, watch=log)
+    assert seen.passed == 0
+    assert ("sketch", 97) in log.stages
+    m = seen.measured[0].dataset
+    assert m.faults == run.record.data.faults
+    assert {f.kind for f in m.findings} == {f.kind for f in run.record.data.findings}
 
 
 def test_what_is_grouped_is_part_of_what_is_remembered() -> None:

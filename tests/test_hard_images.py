@@ -506,7 +506,11 @@ def test_an_odd_file_gives_the_right_pixels(case: str) -> None:
     if isinstance(source, bytes):
         facts, picture = images.sight(source)
         assert (facts.width_px, facts.height_px) == (got.shape[1], got.shape[0])
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), got)
+        if picture.width == got.shape[1]:
+            np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), got)
+        else:  # a JPEG at a reduced scale
+            smaller = Image.fromarray(got.astype(np.uint8)).resize(picture.size, Image.Resampling.BOX)
+            assert np.abs(np.asarray(picture.convert("RGB"), dtype=float) - np.asarray(smaller)).mean() <= 2
 
 
 def test_there_are_more_than_sixty_kinds() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from topwork import images
@@ -474,6 +474,32 @@ def test_a_jpeg_near_the_wanted_size_is_decoded_in_full() -> None:
     data = encoded(photo(120, 160), "JPEG")
     with Image.open(BytesIO(data)) as picture:
         np.testing.assert_array_equal(images.load(data, plain(56, 64)), images.load(picture, plain(56, 64)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "JPEG with EXIF", "two pictures", "animation"])
+def test_the_short_way_to_open_a_file_says_what_pillows_own_says(kind: str) -> None:
+    """And what may make Pillow warn takes the long one."""
+    picture, saved = Image.fromarray(noise(30, 40)), BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    options: dict[str, Any] = {
+        "JPEG with EXIF": {"exif": exif},
+        "two pictures": {"save_all": True, "append_images": [picture]},
+        "animation": {"save_all": True, "append_images": [picture.rotate(180)]},
+    }.get(kind, {})
+    format = {"two pictures": "MPO", "animation": "PNG"}.get(kind, kind[:4].strip())
+    picture.save(saved, format, **options)
+    data = saved.getvalue()
+    assert (images._plain(data) is not None) == (kind in {"JPEG", "PNG"})
+    image, expected = images._open(data), Image.open(BytesIO(data))
+    assert (image.format, image.mode, image.size) == (expected.format, expected.mode, expected.size)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(256)) * 9)
+    assert images._whole(path, 100) == images._whole(path, 2304) == images._whole(path, 5000) == path.read_bytes()
 
 
 def test_the_digest_names_the_content() -> None:

@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 
 import topwork
 from conftest import Log, write_photos
-from topwork import cli, records, runs
-from topwork.errors import DataError, UsageError
+from topwork import cli, records, runs, stores
+from topwork.errors import DataError, LostError, UsageError
 from topwork.records import Options
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -174,6 +176,41 @@ def test_more_than_one_interruption_is_no_harm(photos: Path, whole: bytes, tmp_p
             topwork.resume(tmp_path / "run", watch=Interrupting("train", nth, 1))
     topwork.resume(tmp_path / "run")
     assert tensors(tmp_path / "run") == whole
+
+
+def test_a_place_that_answers_no_more_in_the_middle_of_a_pass_ends_the_run_which_can_be_resumed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than training on the rest, with a fault for every other image."""
+    fs = fsspec.filesystem("memory")
+    for path in photos.rglob("*.*"):
+        fs.pipe_file(f"/{tmp_path.name}/{path.relative_to(photos).as_posix()}", path.read_bytes())
+    monkeypatch.setattr(stores, "WAIT_S", 0.0)
+    monkeypatch.setattr(stores, "LOST", 4)
+    last, passing = max(p.name for p in photos.iterdir()), []
+
+    class Passing(Log):
+        def begin(self, stage: str, total: int) -> None:
+            passing.extend([stage] if stage == "pass" else [])
+            super().begin(stage, total)
+
+    def cut_off(self: Any, path: str, *rest: Any, **options: Any) -> bytes:
+        if passing and f"/{last}/" in path:
+            raise ConnectionError("reset by peer")
+        return bytes(real(self, path, *rest, **options))
+
+    real = type(fs).cat_file
+    monkeypatch.setattr(type(fs), "cat_file", cut_off)
+    with pytest.raises(LostError, match="answers no more: the last 4 images"):
+        topwork.fit(
+            f"memory://{tmp_path.name}", strategy="head", size=SIZE, out=tmp_path / "run", cache=tmp_path / "cache",
+            watch=Passing(),
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(type(fs), "cat_file", real)
+    run = topwork.resume(tmp_path / "run")
+    assert run.record.data.faults == ()
+    assert left_over(tmp_path) == []
 
 
 def test_the_same_command_elsewhere_goes_on_too(photos: Path, whole: bytes, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from topwork import images, stores
-from topwork.errors import DataError, ImageError, MissingError, UsageError
+from topwork.errors import DataError, ImageError, LostError, MissingError, UsageError
 from topwork.stores import opened
 
 CONTENTS = [f"content {i} ".encode() * (i + 1) for i in range(300)]
@@ -87,7 +87,7 @@ def test_nothing_is_no_image_and_what_is_not_there_is_unreadable(place: Place) -
 def test_what_is_too_large_is_not_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     root, paths = place([b"x" * 2000, b"x" * 1000])
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
-    for module, name in [(Path, "read_bytes"), (type(fsspec.filesystem("memory")), "cat_file")]:
+    for module, name in [(images, "_whole"), (type(fsspec.filesystem("memory")), "cat_file")]:
         real = getattr(module, name)
 
         def guarded(*arguments: Any, real: Any = real, **options: Any) -> Any:
@@ -203,6 +203,30 @@ def test_a_list_from_elsewhere_leads_nowhere_else(tmp_path: Path, path: str, mon
     store = stores.Remote("memory://lists/in")
     assert store.read("x.jpg") == store.read("/x.jpg") == store.read("memory://lists/in/x.jpg") == b"x"
     assert kind(lambda: store.read(path)) == "unreadable"
+
+
+def test_a_place_that_answers_no_more_is_lost_and_one_that_answers_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "WAIT_S", 0.0)
+    fsspec.filesystem("memory").pipe_file("/lost/x.jpg", b"x")
+    store = stores.Remote("memory://lost")
+    real, broken = store._fs.cat_file, [True]
+
+    def cut_off(place: str) -> bytes:
+        if broken[0]:
+            raise ConnectionError("reset by peer")
+        return bytes(real(place))
+
+    monkeypatch.setattr(store._fs, "cat_file", cut_off)
+    for good in (lambda: store.read("x.jpg") == b"x", lambda: kind(lambda: store.read("no such.jpg")) == "unreadable"):
+        for _ in range(stores.LOST - 1):
+            assert kind(lambda: store.read("x.jpg")) == "unreadable"
+        broken[0] = False
+        assert good()  # an answer, if only that there is no such file
+        broken[0] = True
+    for _ in range(stores.LOST - 1):
+        assert kind(lambda: store.read("x.jpg")) == "unreadable"
+    with pytest.raises(LostError, match=r"memory://lost/ answers no more: the last 16 .*reset by peer.*--resume"):
+        store.read("x.jpg")
 
 
 def test_a_list_of_ones_own_leads_anywhere(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from topwork.catalogue import backbones
     from topwork.comparison import compare
     from topwork.elsewhere import export
-    from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
+    from topwork.errors import BackboneError, DataError, ImageError, LostError, MissingError, TopworkError, UsageError
     from topwork.explained import explain
     from topwork.explanation import Explanation, Neighbour
     from topwork.model import Model, load
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from topwork.zoo import pull
 
 _HOMES = {
-    "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
+    "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "LostError": "errors",
+    "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
     "Explanation": "explanation", "Neighbour": "explanation", "explain": "explained",
     "Comparison": "records", "compare": "comparison", "backbones": "catalogue", "pull": "zoo",
@@ -37,6 +38,7 @@ __all__ = [
     "DataError",
     "Explanation",
     "ImageError",
+    "LostError",
     "MissingError",
     "Model",
     "Neighbour",

@@ -276,8 +276,9 @@ def _usable(
     faults: list[Fault] = []
     store = stores.opened(root)
     watch.begin("look", len(items))
-    bundles = [items[i : i + TOGETHER] for i in range(0, len(items), TOGETHER)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    workers = os.cpu_count() or 1
+    bundles = _bundles(items, workers)
+    with ThreadPoolExecutor(workers) as pool:
         looks = pool.map(lambda bundle: [_looked_at(store, item, sketches) for item in bundle], bundles)
         for bundle, looked in zip(bundles, looks, strict=True):
             for item, seen in zip(bundle, looked, strict=True):
@@ -290,6 +291,16 @@ def _usable(
     if sketches is not None:
         sketches.flush()
     return good, faults
+
+
+def _bundles(items: Sequence[Item], workers: int) -> list[Sequence[Item]]:
+    """TOGETHER at once, and fewer towards the end, where a thread waits for the others as long as a bundle takes."""
+    bundles, at = [], 0
+    while at < len(items):
+        many = max(1, min(TOGETHER, (len(items) - at) // (4 * workers)))
+        bundles.append(items[at : at + many])
+        at += many
+    return bundles
 
 
 def _looked_at(store: Store, item: Item, sketches: Sketches | None) -> tuple[str, FileFacts] | Fault:

@@ -4,7 +4,8 @@ TopworkError                 exit code 1: something unforeseen, but ours to say
 ├── UsageError               2: the call cannot be carried out as written
 │   └── BackboneError        2: this network cannot be cut
 ├── DataError                3: the images or labels cannot be learnt from
-│   └── ImageError           3: one file that is no usable image (collected, never fatal in a run)
+│   ├── ImageError           3: one file that is no usable image (collected, never fatal in a run)
+│   └── LostError            3: the place where the images lie answers no more; a run can be resumed
 └── MissingError             4: weights or an optional package that are not at hand
 """
 
@@ -40,6 +41,10 @@ class ImageError(DataError):
         super().__init__(f"{kind}: {detail}")
         self.kind = kind
         self.detail = detail
+
+
+class LostError(DataError):
+    """The place where the images lie answers no more; the text names it and says how to go on."""
 
 
 class MissingError(TopworkError):

@@ -49,8 +49,10 @@ it, and so do crops by more than one or two percent a side (bench/data.py --near
 EVEN = 3.0
 """Standard deviation (of 255) of a sketch below which nothing can be compared: fog resembles fog."""
 
-_BLOCK = 2048  # images that are compared with all others at once: 64 MB of distances for 8,192 others
-_CANDIDATES = 50_000  # pairs whose sketches are compared at once: 300 MB
+UNCONFIRMED = " (to 16 x 16 pixels; fit asks the network)"  # where near-duplicates were told by sketches alone
+_TOGETHER = 2**20  # pairs of hashes that are compared at once: 9 MB
+_SKETCHES = 4096  # sketches that are held as floating-point numbers at once: 13 MB
+_CANDIDATES = 50_000  # pairs that are looked at before those are dropped that need it no more
 _SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 _SEVERAL = {"GIF", "TIFF", "WEBP", "PNG", "AVIF", "HEIF"}  # not MPO: a telephone's depth map is no second picture
 _SUFFIXES = {
@@ -74,13 +76,21 @@ def after(
     dataset: Dataset,
     pixels: NDArray[np.uint8],  # (n, 16, 16, 3) sketches of the examples
     missing: NDArray[np.bool_],  # (n,) those that have none
+    confirmed: NDArray[np.int64] | None = None,  # (pairs, 2) rows that the features show to be nearly the same
 ) -> tuple[Finding, ...]:
-    """What the sketches tell besides: images of one colour, near-duplicates, on two sides, of different classes."""
+    """What the sketches tell besides: images of one colour, near-duplicates, on two sides, of different classes.
+
+    Without `confirmed`, near-duplicates are what the sketches alone show, and the findings say so.
+    """
     even = one_colour(pixels) & ~missing
     found = [_finding("one colour", "warning", "{n} of one even colour", _at(dataset, np.flatnonzero(even)))]
     rows = unlike(dataset.examples, ~missing)
-    pairs = rows[near(pixels[rows])]
-    found += _near(dataset, pairs)
+    if confirmed is None:
+        pairs = rows[near(pixels[rows])]
+    else:
+        first = _first(dataset.examples)[confirmed]
+        pairs = first[first[:, 0] != first[:, 1]]
+    found += _near(dataset, pairs, "" if confirmed is not None else UNCONFIRMED)
     return ranked(f for f in found if f is not None)
 
 
@@ -107,9 +117,16 @@ def one_colour(
     pixels: NDArray[np.uint8],  # (n, 16, 16, 3)
 ) -> NDArray[np.bool_]:  # (n,)
     """Which sketches show nothing at all."""
-    flat = pixels.reshape(len(pixels), sketches.SIDE**2, 3)
-    spread: NDArray[np.bool_] = (flat.max(axis=1) - flat.min(axis=1)).max(axis=1) <= ONE_COLOUR
+    rows = pixels.reshape(len(pixels), sketches.SIDE, -1)  # first down, 48 values at once, then across
+    most, least = (of.reshape(len(pixels), sketches.SIDE, 3) for of in (rows.max(axis=1), rows.min(axis=1)))
+    spread: NDArray[np.bool_] = (most.max(axis=1) - least.min(axis=1)).max(axis=1) <= ONE_COLOUR
     return spread
+
+
+def _first(examples: Sequence[Example]) -> NDArray[np.int64]:  # (n,)
+    """The first row of each one's content."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(e.digest, i) for i, e in enumerate(examples)], dtype=np.int64)
 
 
 def unlike(
@@ -131,41 +148,69 @@ def near(
 ) -> NDArray[np.int64]:  # (pairs, 2), the smaller row first
     """Near-duplicates: hashes within NEAR_BITS of each other, sketches that correlate by `likeness` or more.
 
-    All hashes are compared with all, as products of signs: exact, and 50,000 images take seconds. Of the pairs, as
-    many come back as join all that belong together.
+    All hashes are compared with all: exact, and 50,000 images take seconds. Of the pairs, as many come back as join
+    all that belong together. Memory beside the sketches stays as it is.
     """
-    flat = pixels.reshape(len(pixels), 3 * sketches.SIDE**2).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(flat, axis=1)
-    told = np.flatnonzero(norms >= EVEN * np.sqrt(flat.shape[1]))
-    if len(told) < 2:
-        return np.zeros((0, 2), dtype=np.int64)
-    flat = flat[told] / norms[told, None]
-    hashes = sketches.hashed(pixels[told])
-    bits = np.unpackbits(hashes.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1)
-    signs = 2 * bits.astype(np.float32) - 1
-    least = 64 - 2 * NEAR_BITS  # the product of two hashes' signs is 64 less twice the bits that differ
-    links = np.zeros((0, 2), dtype=np.int64)
-    for top in range(0, len(told), _BLOCK):
-        for left in range(top, len(told), 4 * _BLOCK):
-            i, j = np.nonzero(signs[top : top + _BLOCK] @ signs[left : left + 4 * _BLOCK].T >= least)
-            todo = np.stack([i + top, j + left], axis=1)
-            links = _linked(links, todo[todo[:, 0] < todo[:, 1]], flat, likeness)
+    told = _told(pixels)
+    n, links = len(told), np.zeros((0, 2), dtype=np.int64)
+    if n < 2:
+        return links
+    pixels = pixels.reshape(len(pixels), -1)
+    hashes = sketches.hashed(pixels.reshape(-1, sketches.SIDE, sketches.SIDE, 3)[told])
+    group = np.arange(n)  # which are joined by now
+    width = max(1, _TOGETHER // n)
+    different, bits = np.empty(width * n, np.uint64), np.empty(width * n, np.uint8)
+    for top in range(0, n, width):
+        rows, others = hashes[top : top + width, None], hashes[None, top:]
+        shape = len(rows), others.shape[1]
+        x, b = (of[: shape[0] * shape[1]].reshape(shape) for of in (different, bits))
+        np.bitwise_count(np.bitwise_xor(rows, others, out=x), out=b)
+        i, j = np.divmod(np.flatnonzero(b <= NEAR_BITS), shape[1])
+        new = (i < j) & (group[top + i] != group[top + j])
+        if new.any():
+            before = len(links)
+            links = _linked(links, np.stack([i[new], j[new]], axis=1) + top, pixels, told, likeness)
+            group = joined(links, n) if len(links) > before else group
     found: NDArray[np.int64] = told[links]
     return found
 
 
+def _told(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rows of the sketches that show enough to be compared."""
+    norms = [_centred(pixels[s : s + _SKETCHES])[1] for s in range(0, len(pixels), _SKETCHES)]
+    least = EVEN * np.sqrt(3 * sketches.SIDE**2)
+    return np.flatnonzero(np.concatenate([np.zeros(0, np.float32), *norms]) >= least)
+
+
+def _centred(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # (m, 768), (m,)
+    """Sketches less their means, and their lengths."""
+    flat = pixels.reshape(len(pixels), 3 * sketches.SIDE**2).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return flat, np.linalg.norm(flat, axis=1)
+
+
+def _same(
+    pixels: NDArray[np.uint8], told: NDArray[np.int64], pairs: NDArray[np.int64], likeness: float
+) -> NDArray[np.bool_]:
+    """Whether the sketches of each pair of told rows correlate by so much."""
+    found = [np.zeros(0, dtype=bool)]
+    for start in range(0, len(pairs), _SKETCHES):
+        (a, length), (b, other) = (_centred(pixels[told[of]]) for of in pairs[start : start + _SKETCHES].T)
+        found.append(np.einsum("nd,nd->n", a / length[:, None], b / other[:, None]) >= likeness)
+    return np.concatenate(found)
+
+
 def _linked(
-    links: NDArray[np.int64], todo: NDArray[np.int64], flat: NDArray[np.float32], likeness: float
-) -> NDArray[np.int64]:
+    links: NDArray[np.int64], todo: NDArray[np.int64], pixels: NDArray[np.uint8], told: NDArray[np.int64],
+    likeness: float,
+) -> NDArray[np.int64]:  # fmt: skip
     """The links with those of the candidates that join what is not joined yet."""
     _, first = np.unique(todo[:, 1], return_index=True)  # where all are alike, these already join all
     batch, todo = todo[first], np.delete(todo, first, axis=0)
     while len(batch):
-        same = np.einsum("nd,nd->n", flat[batch[:, 0]], flat[batch[:, 1]]) >= likeness
-        links = np.concatenate([links, batch[same]])
+        links = np.concatenate([links, batch[_same(pixels, told, batch, likeness)]])
         if len(todo):
-            groups = joined(links, len(flat))
+            groups = joined(links, len(told))
             todo = todo[groups[todo[:, 0]] != groups[todo[:, 1]]]
         batch, todo = todo[:_CANDIDATES], todo[_CANDIDATES:]
     return links
@@ -355,7 +400,7 @@ def _suffix_says(path: str) -> set[str]:
     return {format for format, suffixes in _SUFFIXES.items() if suffix in suffixes.split()}
 
 
-def _near(dataset: Dataset, pairs: NDArray[np.int64]) -> list[Finding | None]:
+def _near(dataset: Dataset, pairs: NDArray[np.int64], doubt: str) -> list[Finding | None]:
     """Near-duplicates by what they do: leak into what is judged, contradict each other, or only count twice."""
     examples, judging = dataset.examples, _judging(dataset.examples)
     members: dict[int, list[int]] = defaultdict(list)
@@ -373,15 +418,17 @@ def _near(dataset: Dataset, pairs: NDArray[np.int64]) -> list[Finding | None]:
     return [
         _finding(
             "near-duplicates across parts", "fault",
-            f"{{n}} that look alike on both sides of the {judging} part: the result would be too good",
+            f"{{n}} that look alike on both sides of the {judging} part: the result would be too good{doubt}",
             _at(dataset, sorted(across)),
         ),
         _finding(
             "near-duplicates of different classes", "warning",
-            "{n} that look like one of a different label: at most one can be right", _at(dataset, sorted(torn)),
+            "{n} that look like one of a different label: at most one can be right" + doubt,
+            _at(dataset, sorted(torn)),
         ),
         _finding(
-            "near-duplicates", "warning", "{n} that look like another: they count as one", _at(dataset, sorted(other)),
+            "near-duplicates", "warning", "{n} that look like another: they count as one" + doubt,
+            _at(dataset, sorted(other)),
         ),
     ]  # fmt: skip
 

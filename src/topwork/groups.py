@@ -24,7 +24,7 @@ Doubles = NDArray[np.float64]
 Kind = Literal["copy", "given", "near-duplicate", "burst"]
 At = Callable[[int, Ints], Floats]  # features at a cut of these rows: (m, d) float32
 
-FORMULA = "1"
+FORMULA = "2"
 """Raised by every change that can change a group; groups kept under another one are not read."""
 
 KINDS: tuple[Kind, ...] = ("copy", "given", "near-duplicate", "burst")
@@ -92,6 +92,10 @@ HASH_BITS = 16
 MOST_CANDIDATES = 20
 """Near-duplicates looked for per image, the nearest hashes first: of images that are all alike there would be n^2."""
 
+TOGETHER = 2**20
+"""Pairs of hashes that are compared at once (9 MiB). All pairs are: 16 bits of 64 are too many for a search by equal
+pieces of the hash, each of which would let through a sixth of all pairs (bench/LOG.md). No effect on the result."""
+
 ALIKE = 0.7
 """Mean distance over that to the neighbours up to which two such images are nearly the same. bench/groups.py prints
 what it finds, and what it takes for the same by mistake."""
@@ -106,6 +110,7 @@ class Found:
     index: Ints  # (n,) the same number for what belongs together, 0.. in order of the first image
     pairs: Ints  # (m, 2) rows that were linked
     kinds: Ints  # (m,) of KINDS
+    near: Ints  # (p, 2) near-duplicates, the smaller row first, whatever else joins them
     limits: tuple[float, float]  # distance up to which images are one scene: whatever their names, and in their order
 
 
@@ -144,7 +149,7 @@ def find(
         link(i, j, kind)
     at_cuts = depths(cuts)
     scales = [_moments(at, k, n, seed) for k in at_cuts]
-    limits = (0.0, 0.0)
+    limits, near = (0.0, 0.0), list[tuple[int, int]]()
     if n:
         labels = np.zeros(n, dtype=np.int64) if one_class else np.array([e.label for e in examples])
         blocks = list(_seen(examples, labels, lambda rows: _block(rows, at, at_cuts, scales), seed, orders=bursts))
@@ -155,13 +160,15 @@ def find(
             for s in blocks:
                 reach[s.rows] = s.reach
             alike = ALIKE ** (1 / weight)
-            for i, j in _near(usable, hashes[usable], reach, at, at_cuts, scales, alike):
+            near = _near(usable, hashes[usable], reach, at, at_cuts, scales, alike)
+            for i, j in near:
                 link(i, j, KINDS.index("near-duplicate"))
         if bursts:
             sizes = np.bincount(labels)[labels]
             limits = _bursts(blocks, lambda rows: _block(rows, at, at_cuts, scales), union, link, sizes, weight)
     array = np.array(links, dtype=np.int64).reshape(-1, 3)
-    return Found(union.index(), array[:, :2], array[:, 2], limits)
+    pairs = np.array(near, dtype=np.int64).reshape(-1, 2)
+    return Found(union.index(), array[:, :2], array[:, 2], pairs, limits)
 
 
 def depths(cuts: int) -> list[int]:
@@ -298,16 +305,17 @@ def _near(
 def _candidates(hashes: NDArray[np.uint64]) -> Ints:
     """Pairs (i < j) whose hashes differ in at most HASH_BITS, the nearest MOST_CANDIDATES of each image: (m, 2)."""
     found, n = [np.zeros((0, 2), dtype=np.int64)], len(hashes)
-    width = max(1, 2**22 // max(1, n))
+    width = max(1, TOGETHER // max(1, n))
+    different, bits = np.empty((width, n), np.uint64), np.empty((width, n), np.uint8)  # made once: the most of the time
     for start in range(0, n, width):
-        bits = np.bitwise_count(hashes[start : start + width, None] ^ hashes)
-        bits[np.arange(len(bits)), start + np.arange(len(bits))] = 255
-        close = bits <= HASH_BITS
-        for row in np.flatnonzero(close.sum(axis=1) > MOST_CANDIDATES):
-            near = np.flatnonzero(close[row])
-            close[row] = False
-            close[row, near[np.argsort(bits[row, near], kind="stable")[:MOST_CANDIDATES]]] = True
-        i, j = np.nonzero(close)
+        m = min(width, n - start)
+        np.bitwise_count(np.bitwise_xor(hashes[start : start + m, None], hashes, out=different[:m]), out=bits[:m])
+        bits[np.arange(m), start + np.arange(m)] = 255
+        i, j = np.divmod(np.flatnonzero(bits[:m] <= HASH_BITS), n)
+        for row in np.flatnonzero(np.bincount(i, minlength=m) > MOST_CANDIDATES):
+            near = j[i == row]
+            near = near[np.argsort(bits[row, near], kind="stable")[:MOST_CANDIDATES]]
+            i, j = np.append(i[i != row], np.full(len(near), row)), np.append(j[i != row], near)
         found.append(np.stack([i + start, j], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs, axis=0)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from topwork import card, model, pictures, portable, runtime, splits
-from topwork.errors import DataError, TopworkError, UsageError
+from topwork.errors import DataError, LostError, TopworkError, UsageError
 from topwork.files import write
 from topwork.records import CutScore, Dataset, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
 
@@ -91,8 +91,10 @@ def resumable(target: Path, options: Options) -> Iterator[Path]:
     write(folder / "options.json", encode(options))
     try:
         yield folder
-    except TopworkError:
-        if fresh:  # what an earlier interruption left is not lost because its images are out of reach today
+    except TopworkError as error:
+        if fresh and not isinstance(
+            error, LostError
+        ):  # what an earlier interruption left is not lost because its images are out of reach today
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ makes of a plain string, such as a run keeps for --resume, what gives out bytes 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from topwork import images
-from topwork.errors import DataError, ImageError, MissingError, UsageError
+from topwork.errors import DataError, ImageError, LostError, MissingError, UsageError
 
 TRIES = 3
 """How often a remote file is asked for before it counts as unreadable: one lost answer among ten thousand must not
@@ -25,6 +26,10 @@ change the data. What is certain (no such file, no permission) is not asked agai
 
 WAIT_S = 0.5
 """Seconds before the second try; twice as many before the third."""
+
+LOST = 16
+"""Images in a row that a remote place may fail to give before it counts as lost: so many by chance, each asked for
+TRIES times, are no chance, and a model of the others would be no model of the data."""
 
 ROWS = 16
 """Rows of a Parquet file that are read at once. A pass reads in nearly the order of the rows."""
@@ -107,13 +112,13 @@ class Local:
     """A folder on this machine; absolute paths and URLs are read where they lead, for the table is the user's own."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self._folder = root, str(root)
 
     def read(self, path: str) -> bytes:
         """The bytes of a file."""
         if is_url(path):
             return _elsewhere(path).read("")
-        return images.read_bytes(self.root / path)
+        return images.read_bytes(os.path.join(self._folder, path))  # noqa: PTH118 (a Path takes a tenth of the reading)
 
     def state(self, path: str) -> tuple[int, int] | None:
         """Size and time of the last change."""
@@ -132,19 +137,24 @@ class Remote:
         self._fs, self._base = filesystem(root)
 
     def read(self, path: str) -> bytes:
-        """The bytes of an object."""
+        """The bytes of an object. Raises LostError where the place has not answered LOST times in a row."""
         if self.root.startswith(MEMORY) and is_url(path):  # a list that this process itself made
             return images.read_bytes(Path(path[len(LOCAL) :])) if path.startswith(LOCAL) else _elsewhere(path).read("")
         place = self._place(path)
         for again in range(TRIES):
             try:
-                return self._once(place)
+                found = self._once(place)
+                _answers(self.root)
+                return found
             except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError) as error:
+                _answers(self.root)
                 raise ImageError("unreadable", _plain(error)) from error
             except ImageError:
+                _answers(self.root)
                 raise
             except Exception as error:  # each file system raises its own
                 if again == TRIES - 1:
+                    _silent(self.root, error)
                     raise ImageError("unreadable", f"{reason(error)} (tried {TRIES} times)") from error
                 time.sleep(WAIT_S * 2**again)
         raise AssertionError("unreachable")
@@ -211,7 +221,11 @@ class Packed:
             with self._lock:
                 found = self._piece(group, piece)
         except Exception as error:  # Arrow raises its own
+            if is_url(self.file):
+                _silent(self.file, error)
             raise ImageError("unreadable", f"its rows cannot be read from the file ({reason(error)})") from error
+        if is_url(self.file):
+            _answers(self.file)
         return _cell(found, at)
 
     def state(self, path: str) -> tuple[int, int] | None:
@@ -365,6 +379,29 @@ def _state(path: str | Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_size, found.st_mtime_ns
+
+
+_failures: dict[str, int] = {}  # of each host or bucket, since it last answered: a table may name addresses on it
+_counting = threading.Lock()
+
+
+def _answers(root: str) -> None:
+    """A place has answered, if only that there is no such file."""
+    _failures.pop(_home(root), None)
+
+
+def _silent(root: str, error: Exception) -> None:
+    """A place has not answered. Raises LostError where it has not for LOST images in a row."""
+    home = _home(root)
+    with _counting:
+        _failures[home] = _failures.get(home, 0) + 1
+        if _failures[home] < LOST:
+            return
+        _failures.pop(home)  # who tries again later gets as many tries
+    raise LostError(
+        f"{home} answers no more: the last {LOST} images could not be read ({reason(error)}). What was computed is"
+        " kept: give the same command again once it answers, or resume the run with --resume"
+    ) from error
 
 
 def _home(root: str) -> str:

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from topwork import budget as budgets
-from topwork import data, faults, features, groups, listing, memo, plan, sketches, zoo
+from topwork import data, faults, features, groups, listing, plan, sides, zoo
 from topwork.errors import MissingError, TopworkError, UsageError
 from topwork.measurement import Measured, cache_folder, inflated, keeps_scores, parted, probed, reach
 from topwork.records import CutScore, Dataset, Example, Fate, Grouped, Part, Plan, Standing
-from topwork.sketches import Sketches
 from topwork.splits import applied
 from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
@@ -48,9 +46,6 @@ worse by a few points; four times as many halve every interval, and a sample is 
 PER_CLASS, LEAST_PER_CLASS = 20, 5
 """Images that the first sample has for each class on average at least, and that each class has in it in any case: with
 fewer, deep cuts, which have the most features, would look worse than they will be."""
-
-
-_GROUPED_BY = ("path", "digest", "group", "scene")  # fields of an example that groups depend on, besides its label
 
 
 @dataclass(frozen=True)
@@ -311,7 +306,8 @@ class _Race:
                 break
             self.chosen_by.update(e.digest for e in part.examples)
             with self.clock.time("group"):
-                part, grouped, _ = self._grouped(part, seen[0])
+                marked = self._grouped(part, seen[0])
+                part = marked.dataset
             with self.clock.time("probe"):
                 tried = self._probed(part, seen)
                 if self.auto:
@@ -319,7 +315,7 @@ class _Race:
                 found = self._survey(tried)
                 decided = found.plan(delta=self.delta, cut=self.cut)
                 if self.large and self.enough and plan.settled(decided, found.evidences, self.images):
-                    return replace(found, grouped=grouped)
+                    return replace(found, grouped=marked.grouped)
                 spares = self.large and self._shorten(found)
             if not (spares or self.enough or (self.auto and len(self.contenders) > 1)):
                 break
@@ -331,76 +327,27 @@ class _Race:
         if seen[0].faults:
             dataset = data.without(dataset, seen[0].faults)
             self.watch.show("faults", seen[0].faults)
-        with self.clock.time("look"):
-            dataset = self._seen_through(dataset)
         with self.clock.time("group"):
-            dataset, grouped, alike = self._grouped(dataset, seen[0])
-            dataset, seen, grouped = self._one_side(dataset, seen, grouped, alike)
+            marked = self._grouped(dataset, seen[0])
+        with self.clock.time("look"):
+            marked = sides.seen_through(marked, self.parts, self.cache, self.watch)
+        with self.clock.time("group"):
+            dataset, seen, grouped = sides.one_side(
+                marked, seen, self.locked, given=self.given, chosen_by=self.chosen_by,
+                seed=self.seed, watch=self.watch,
+            )  # fmt: skip
         self.watch.show("groups", grouped)
         with self.clock.time("probe"):
             measured = self._probed(dataset, seen)
         self.images = len(measured[0].rows)
         return replace(self._survey(measured), grouped=grouped)
 
-    def _grouped(self, dataset: Dataset, seen: features.Features) -> tuple[Dataset, Grouped, NDArray[np.int64]]:
-        """The dataset with what belongs together marked, found by the features of the cheapest backbone; what is said
-        of it; and (n,) groups without photos of one scene."""
-        examples, backbone = dataset.examples, self.contenders[0].loaded
-        sketched, missing = Sketches.under(self.cache).get([e.digest for e in examples])
-        hashes = sketches.hashed(sketched)
-        taken = ["" if e.facts is None else e.facts.taken for e in examples]
-        cuts = len(seen.cuts)
-
-        def compute() -> memo.Arrays:
-            found = groups.find(
-                examples, seen.at, cuts, hashes=hashes, hashed=~missing, one_class=dataset.multi_label,
-                bursts=self.bursts, seed=self.seed,
-            )  # fmt: skip
-            return {**memo.arrays(found), "limits": np.array(found.limits)}
-
-        inputs: list[memo.Input] = [
-            groups.FORMULA, features.key(backbone), *seen.cuts, str(self.bursts), str(dataset.multi_label),
-            str(self.seed), *("\n".join([getattr(e, name) for e in examples]) for name in _GROUPED_BY),
-            "\n".join(taken), np.array([e.label for e in examples]), hashes, missing,
-        ]  # fmt: skip
-        kept = memo.remembered(self.cache / "groups", inputs, compute)
-        limit, in_order = (float(x) for x in kept["limits"])
-        found = groups.Found(kept["index"], kept["pairs"], kept["kinds"], (limit, in_order))
-        sizes = np.bincount(found.index)
-        marked = tuple(
-            replace(e, scene=str(g) if sizes[g] > 1 else "") for e, g in zip(examples, found.index, strict=True)
-        )
-        return replace(dataset, examples=marked), groups.facts(examples, found), groups.alike(found)
-
-    def _one_side(
-        self, dataset: Dataset, seen: tuple[features.Features, ...], grouped: Grouped, alike: NDArray[np.int64]
-    ) -> tuple[Dataset, tuple[features.Features, ...], Grouped]:
-        """No group on both sides of what is locked, by moving images where the part was drawn here; of a user's own
-        split what looks alike is left out of training, and photos of one scene are told."""
-        if self.locked == "out-of-sample":
-            return dataset, seen, grouped
-        if self.locked == "held-out part" and not self.given:
-            dataset, moved = data.one_side(dataset, self.chosen_by, self.seed)
-            return dataset, seen, replace(grouped, moved=moved)
-        left, warnings, across = data.like_locked(dataset, self.locked, alike)
-        dataset = replace(dataset, warnings=(*dataset.warnings, *warnings))
-        grouped = replace(grouped, across=across)
-        if warnings:
-            self.watch.show("warnings", warnings)
-        if not left:
-            return dataset, seen, grouped
-        gone = {fault.path for fault in left}
-        rows = np.flatnonzero([e.path not in gone for e in dataset.examples])
-        self.watch.show("faults", left)
-        seen = tuple(f.of(rows) for f in seen)
-        return data.without(dataset, left), seen, replace(grouped, left_out=len(left))
-
-    def _seen_through(self, dataset: Dataset) -> Dataset:
-        """With the findings that decoding has brought to light."""
-        given = replace(dataset, examples=tuple(replace(e, part=self.parts[e.path]) for e in dataset.examples))
-        found = faults.after(given, *Sketches.under(self.cache).get([e.digest for e in given.examples]))
-        self.watch.show("findings", found)
-        return replace(dataset, findings=faults.ranked((*dataset.findings, *found)))
+    def _grouped(self, dataset: Dataset, seen: features.Features) -> sides.Marked:
+        """What belongs together, by the features of the cheapest backbone."""
+        return sides.grouped(
+            dataset, self.contenders[0].loaded, seen, bursts=self.bursts, seed=self.seed, cache=self.cache,
+            watch=self.watch,
+        )  # fmt: skip
 
     def _passed(self, dataset: Dataset) -> tuple[features.Features, ...]:
         """The features of all contenders, as deep as each has to; seconds that nobody named are of the budget."""

@@ -50,6 +50,7 @@ from topwork.records import (
 STAGES = {
     "look": "Looking at the files",
     "pass": "Passing images through the backbone",
+    "sketch": "Looking again at images whose sketches are gone",
     "probe": "Scoring every cut",
     "views": "Passing views through the frozen layers",
     "train": "Training",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from topwork import images, stores
-from topwork.errors import DataError, ImageError, TopworkError
+from topwork.errors import DataError, TopworkError
 from topwork.records import Preprocessing
 
 SMALL_PX, LARGE_PX = 64, 128  # sides of pictures: in rows and on the map; of what is to be looked at closely
@@ -165,7 +165,7 @@ def _thumbnail(store: stores.Store, path: str, preprocessing: Preprocessing) -> 
     try:
         data = store.read(path)
         pixels = images.load(data, preprocessing)
-    except ImageError:
+    except DataError:
         return len(data), ""
     out = BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=70, optimize=True)
