@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from topwork import head, plan
-from topwork.evaluate import Selected, calibration_error, corrected_accuracy, metrics
+from topwork.evaluate import Selected, calibration, calibration_error, corrected_accuracy, metrics, reliability
 from topwork.probe import Probe, probe
 from topwork.records import HeadFacts, Metrics
 from topwork.statistics import Z95, wilson
@@ -58,7 +58,9 @@ def test_metrics_are_scikit_learns(n: int, classes: int, seed: int, temperature:
         assert (c.recall_low, c.recall_high) == wilson(c.recall, c.n)
     probabilities = softmax(scores / temperature, axis=1)
     assert m.log_loss == pytest.approx(log_loss(labels, probabilities, labels=every))
-    assert m.calibration_error == calibration_error(probabilities, labels)
+    assert 0 <= m.calibration_error <= calibration_error(probabilities, labels) + 1e-9
+    assert (m.calibration_error, m.calibration_low, m.calibration_high) == calibration(probabilities, labels)
+    assert m.reliability == reliability(probabilities, labels, len(labels))
     if set(predicted) <= set(labels) != {labels[0]}:  # scikit-learn warns otherwise
         assert m.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert (m.accuracy.n, m.accuracy.on, m.balanced_accuracy.on) == (n, "test folder", "test folder")
@@ -97,6 +99,43 @@ def test_calibration_error_by_hand(n: int, seed: int) -> None:
         right = sum(int(probabilities[i].argmax() == labels[i]) for i in members)
         total += abs(confident - right)
     assert calibration_error(probabilities, labels) == pytest.approx(total / n)
+
+
+def answers(p: np.ndarray, rng: np.random.Generator, off: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of two classes, and labels that the likelier one is right in p - off of the cases."""
+    return np.stack([1 - p, p], axis=1), (rng.random(len(p)) < p - off).astype(np.int64)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.08])
+def test_the_interval_holds_the_calibration_error_that_is_there(off: float) -> None:
+    rng = np.random.default_rng(3)
+    found = np.array([calibration(*answers(rng.uniform(0.6, 1, 300), rng, off)) for _ in range(100)])
+    held = ((found[:, 1] <= off) & (off <= found[:, 2])).mean()
+    assert held >= 0.88  # 95% but for chance: 100 trials
+    assert found[:, 0].mean() == pytest.approx(off, abs=0.025)  # as it is commonly given: 0.05 and 0.09
+    assert np.all((found[:, 1] <= found[:, 0]) & (found[:, 0] <= found[:, 2]))
+
+
+def test_photos_that_belong_together_widen_the_interval_of_the_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, labels = answers(np.round(rng.uniform(0.6, 1, 60), 2), rng, 0.1)
+    many, groups = np.repeat(probabilities, 8, axis=0), np.repeat(np.arange(60), 8)
+    _, low, high = calibration(many, np.repeat(labels, 8), groups)
+    _, sure_low, sure_high = calibration(many, np.repeat(labels, 8))
+    assert high - low > 1.5 * (sure_high - sure_low)
+
+
+def test_reliability_bins_hold_every_answer_once_and_rise() -> None:
+    rng = np.random.default_rng(1)
+    probabilities, labels = answers(rng.uniform(0.5, 1, 137), rng)
+    bins = reliability(probabilities, labels, 137)
+    assert sum(b.n for b in bins) == 137
+    assert len(bins) == 137 // 20
+    stated = [b.probability for b in bins]
+    assert stated == sorted(stated)
+    assert sum(b.right * b.n for b in bins) == pytest.approx((probabilities.argmax(axis=1) == labels).sum())
+    assert all((b.low, b.high) == wilson(b.right, b.n) for b in bins)
+    assert all(b.low <= w.low for b, w in zip(reliability(probabilities, labels, 60), bins, strict=True))
 
 
 def test_calibration_error_of_known_cases() -> None:

@@ -33,9 +33,14 @@ RUN_FILES = {
     "report.html",
     "predictions.parquet",
     "split.parquet",
+    "known.parquet",
+    "explained.parquet",
+    "embedding.parquet",
     "model/model.json",
     "model/model.safetensors",
     "model/README.md",
+    "model/model.onnx",
+    "model/known.safetensors",
 }
 
 HALF = 2e-3
@@ -90,7 +95,8 @@ def table(run: topwork.Run) -> dict[str, list[Any]]:
 def timeless(record: RunRecord) -> RunRecord:
     """A record less its clock, its name, and what was in the cache before."""
     model = replace(record.model, latency_ms=0.0, whole_latency_ms=0.0)
-    return replace(record, created="", name="", model=model, spending=Spending({}, 0, 0, 0, 0, 0))
+    onnx = None if record.onnx is None else replace(record.onnx, seconds=0.0)
+    return replace(record, created="", name="", model=model, onnx=onnx, spending=Spending({}, 0, 0, 0, 0, 0))
 
 
 def free_of_cost(value: Any) -> str:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from topwork.catalogue import backbones
     from topwork.comparison import compare
     from topwork.errors import BackboneError, DataError, ImageError, MissingError, TopworkError, UsageError
+    from topwork.explained import explain
+    from topwork.explanation import Explanation, Neighbour
     from topwork.model import Model, load
     from topwork.records import Comparison
     from topwork.runs import Run, load_run
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BackboneError": "errors", "DataError": "errors", "ImageError": "errors", "MissingError": "errors",
     "TopworkError": "errors", "UsageError": "errors",
+    "Explanation": "explanation", "Neighbour": "explanation", "explain": "explained",
     "Comparison": "records", "compare": "comparison", "backbones": "catalogue", "pull": "zoo",
     "Model": "model", "Prediction": "answers", "load": "model",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
@@ -30,9 +33,11 @@ __all__ = [
     "BackboneError",
     "Comparison",
     "DataError",
+    "Explanation",
     "ImageError",
     "MissingError",
     "Model",
+    "Neighbour",
     "Prediction",
     "Run",
     "Survey",
@@ -41,6 +46,7 @@ __all__ = [
     "backbones",
     "check",
     "compare",
+    "explain",
     "fit",
     "judge",
     "load",

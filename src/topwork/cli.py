@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import os
 import sys
 import warnings
 from enum import StrEnum
@@ -13,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import MissingError, TopworkError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
+    from topwork.asking import Asked
     from topwork.records import Metrics
     from topwork.runs import Run
     from topwork.watch import Watch
@@ -192,6 +194,8 @@ def main() -> None:
         raise SystemExit(error.exit_code) from error
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        _not_installed(error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _disk_full(error)
@@ -205,9 +209,13 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"topwork {version('topwork')}")
+        try:
+            found = version("topwork")
+        except PackageNotFoundError:
+            found = f"{version('topwork-runtime')} (runtime)"
+        typer.echo(f"topwork {found}")
         raise typer.Exit
 
 
@@ -276,6 +284,9 @@ def fit(
     budget: Budget = None,
     delta: Delta = 0.01,
     seed: Seed = 0,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Whether the page is drawn, and what is looked at for it.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="The run's folder (default: runs/NAME).")
     ] = None,
@@ -315,8 +326,8 @@ def fit(
             folder, label_column, group_column, splits=split_column, image_column=image_column,
             label_separator=label_separator, backbone=backbone, weights=weights, size=_sizes(size),
             strategy=strategy.value, cut=cut, unfreeze=unfreeze, lr=lr, epochs=epochs, flip=flip, balance=balance,
-            several_depths=several_depths, bursts=bursts, split_of=split_of, budget=budget, delta=delta, seed=seed,
-            out=out, cache=cache, watch=watch,
+            several_depths=several_depths, bursts=bursts, split_of=split_of, pictures=pictures, budget=budget,
+            delta=delta, seed=seed, out=out, cache=cache, watch=watch,
         )  # fmt: skip
     if json:
         _print_json(_summary(run))
@@ -442,38 +453,78 @@ def check(
 @app.command()
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, folders of them, or one table.")
+    ],
+    image_column: ImageColumn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write a new .csv, .jsonl or .parquet file; the same call goes on after an interruption.",
+        ),
+    ] = None,
+    sets: Annotated[
+        float | None,
+        typer.Option("--sets", metavar="LEVEL", help="Also name the classes it may be, so that this share is right."),
+    ] = None,
+    false_alarm: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm",
+            metavar="RATE",
+            help="Share of images of the classes that may be taken for none of these (default: as fitted, 0.05).",
+        ),
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
     json: Json = False,
 ) -> None:
     """Classes and probabilities of new images. A file that is no image gets a row with its error."""
-    from topwork import model
+    from topwork import batch
+    from topwork.answers import Rule
 
-    loaded = model.load(run)
-    files = _files(images)
-    answers = loaded.stream(files)
+    if out is not None:
+        if csv or json:
+            raise UsageError(f"--out {out} says the format by its ending; leave out {'--csv' if csv else '--json'}")
+        batch.allowed(out)
+    found = batch.of(images, image_column)
+    loaded, content = _asked(run, many=len(found.names) > 1)
+    rule = Rule.of(loaded.facts, sets=sets, false_alarm=false_alarm)
+    if out is not None:
+        console, watch = _screen(True)
+        done = batch.write(loaded, found, out, model=content(), rule=rule, watch=watch)
+        went_on = f"; {done.before:,} of them were done before" if done.before else ""
+        console.print(
+            f"{out}: {done.images:,} images, {done.errors:,} without an answer{went_on}", highlight=False,
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
+        return
+    answers = batch.answers(loaded, found, rule=rule)
     if json:
         _print_json({"model": str(run), "classes": loaded.classes, "predictions": list(answers)})
     elif csv:
         import csv as writer
 
         rows = writer.writer(_utf8())
-        rows.writerow(["path", "label", "probability", "error", *loaded.classes])
-        for a in answers:
-            shares = [f"{a.probabilities[c]:.6f}" if a.error is None else "" for c in loaded.classes]
-            share = "" if a.probability is None else f"{a.probability:.6f}"
-            rows.writerow([a.source, "|".join(a.labels), share, a.error or "", *shares])
+        rows.writerow(batch.header(loaded.classes))
+        rows.writerows(batch.cells(a, loaded.classes) for a in answers)
     else:
         console, _ = _screen(json)
         from rich.markup import escape
 
-        width = max(len(str(f)) for f in files)
+        width = max(map(len, found.names))
         for a in answers:
             given = ", ".join(f"[bold]{escape(c)}[/]  {a.probabilities[c]:.1%}" for c in a.labels)
             answer = f"[red]{escape(a.error)}[/]" if a.error else given or "no label"
             ranked = sorted(a.probabilities.items(), key=lambda kv: -kv[1])
             second = [] if a.error else [(c, p) for c, p in ranked if c not in a.labels][:2]
             also = ", ".join(f"{escape(c)} {p:.1%}" for c, p in second)
+            if a.unknown:
+                answer = "[yellow]none of these[/]"
+                also = f"unlike the images learnt from ({a.unknown_score:.2f}, over {rule.limit:.2f}); else {given}"
+            if a.prediction_set is not None:
+                also += f"{', ' if also else ''}one of: {escape(', '.join(a.prediction_set))}"
             console.print(
                 f"{escape(a.source.ljust(width))}  {answer}" + (f"  [dim]{also}[/]" if also else ""),
                 highlight=False, soft_wrap=True,
@@ -504,6 +555,60 @@ def evaluate(
         return
     terminal.faults(console, held_out.faults)
     _show_metrics(console, metrics)
+
+
+@app.command()
+def explain(
+    run: RunFolder,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them; or one table.")
+    ],
+    class_: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="The class to explain (default: the answer).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE|FOLDER", help="A new .png file, or a folder (default: the current one)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Where the model looked: a picture of each image with what speaks for the class and against it."""
+    console, _ = _screen(json)
+    from topwork import batch
+
+    asked = batch.of(images)
+    files = asked.names
+    if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
+        if out.exists():
+            raise UsageError(f"--out {out}: exists already and is not overwritten; name another file")
+        if len(files) > 1:
+            raise UsageError(f"--out {out}: one file for {len(files)} images; name a folder")
+    from rich.markup import escape
+
+    from topwork import explained
+    from topwork.errors import ImageError
+
+    said: list[dict[str, Any]] = []
+    for file, found in zip(files, explained.each(run, files, class_, asked.read), strict=True):
+        if isinstance(found, ImageError):
+            said.append({"source": file, "error": str(found)})
+            if not json:
+                console.print(f"{escape(file)}  [red]{escape(str(found))}[/]", highlight=False, soft_wrap=True)
+            continue
+        picture = explained.draw(found, file, out)
+        said.append(explained.told(found, picture))
+        if not json:
+            given = ", ".join(f"[bold]{escape(c)}[/]  {found.prediction.probabilities[c]:.1%}" for c in
+                              found.prediction.labels) or "no label"  # fmt: skip
+            strange = "  [yellow]unlike the images learnt from[/]" if found.prediction.unknown else ""
+            also = f"  (explained: {escape(found.cls)}  {found.probability:.1%})" if class_ is not None else ""
+            console.print(f"{escape(file)}  {given}{also}{strange}", highlight=False, soft_wrap=True)
+            console.print(f"  picture  {escape(str(picture))}", highlight=False, soft_wrap=True)
+            for n in found.nearest:
+                console.print(f"  like     {escape(n.path)}  {escape(n.label)}  [dim]{n.similarity:.2f}[/]",
+                              highlight=False, soft_wrap=True)  # fmt: skip
+    if json:
+        _print_json({"model": str(run), "explanations": said})
 
 
 @app.command()
@@ -625,20 +730,24 @@ def _show_metrics(console: Console, metrics: Metrics) -> None:
 
     terminal.metrics(console, metrics)
     terminal.confusion(console, metrics)
+    terminal.judged_trust(console, metrics)
 
 
-def _files(paths: list[Path]) -> list[str | Path]:
-    """Files as given; folders become the files in them, hidden ones left out."""
-    files: list[str | Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = (Path(top) / name for top, _, names in os.walk(path) for name in names)
-            files += sorted(p for p in inside if not any(s.startswith(".") for s in p.relative_to(path).parts))
-        else:
-            files.append(path)
-    if not files:
-        raise UsageError(f"{', '.join(map(str, paths))}: no files in it")
-    return files
+def _asked(run: Path, *, many: bool) -> tuple[Asked, Callable[[], str]]:
+    """The model in ONNX Runtime, which is there in a moment, else in PyTorch; and what names its content.
+
+    `many` images: each batch has one thread, since there are several batches at once.
+    """
+    from topwork import images, runtime
+
+    file = runtime.found(run)
+    if file is not None:
+        return runtime.load(run, threads=1 if many else None), lambda: images.digest(file.read_bytes())
+    from topwork import model
+    from topwork.records import encode
+
+    loaded = model.load(run)
+    return loaded, lambda: images.digest(encode(loaded.facts))
 
 
 def _sizes(given: list[str] | None) -> list[Any] | None:
@@ -703,6 +812,18 @@ def _disk_full(error: OSError) -> NoReturn:
         " elsewhere with --cache and runs with --out, and start the same command again\n"
     )
     raise SystemExit(1) from error
+
+
+def _not_installed(error: ModuleNotFoundError) -> NoReturn:
+    """topwork-runtime comes without what training needs; a missing room of our own is a bug."""
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "topwork"}:
+        raise error
+    sys.stderr.write(
+        f"topwork: this needs {name}, which is not installed here (topwork-runtime leaves out what only training and"
+        f" judging need): pip install topwork\n"
+    )
+    raise SystemExit(MissingError.exit_code) from error
 
 
 def _usage_or_raise(error: Exception) -> NoReturn:

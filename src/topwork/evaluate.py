@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
+from scipy.special import expit, ndtr, softmax
 
 from topwork.head import Head
 from topwork.plan import cheapest, deficits
 from topwork.probe import Probe
 from topwork.ranking import Order, average_precision, rightness
-from topwork.records import ClassMetrics, Estimate, LabelMetrics, Metrics, MultiLabelMetrics
+from topwork.records import ClassMetrics, Estimate, LabelMetrics, Metrics, MultiLabelMetrics, ReliabilityBin
 from topwork.sigmoid import losses
 from topwork.statistics import Z95, paired_gain, wilson
+from topwork.statistics import independent as worth_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,6 +33,9 @@ TIE = 1e-9  # weighed counts this close are equal but for rounding
 BINS, PER_BIN = 15, 20
 """Bins of the calibration error, of equal count (Nixon et al., 2019: equal-width bins are mostly empty), and
 images that each should hold: with fewer, a perfectly calibrated model seems not to be."""
+
+DRAWN_BINS = 10
+"""Bins of the reliability diagram at most: more hide each other's intervals."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def metrics(
     on: str,
     corrected: float | None = None,  # accuracy less what picking the best of many added to it
     independent: float | None = None,  # independent images that they are worth (statistics.py); default n
+    groups: Ints | None = None,  # (n,) images that are not independent
+    seed: int = 0,
 ) -> Metrics:
     """Accuracy and balanced accuracy with 95% intervals, per-class table, confusion, calibration.
 
@@ -76,14 +82,18 @@ def metrics(
     half *= float(np.sqrt(n / effective))
     balanced = float(np.clip(balanced - (naive - accuracy), 0, 1))
     top = np.maximum(probabilities[np.arange(n), labels], 1e-12)
+    error, error_low, error_high = calibration(probabilities, labels, groups, seed=seed)
     return Metrics(
         Estimate(accuracy, *wilson(accuracy, effective), n, on),
         Estimate(balanced, max(0.0, balanced - half), min(1.0, balanced + half), n, on),
         naive,
         float(-np.log(top).mean()) + 0.0,  # no -0.0
-        calibration_error(probabilities, labels),
+        error,
         tuple(_class_metrics(name, i, confusion, effective / n) for i, name in enumerate(classes)),
         tuple(tuple(int(v) for v in row) for row in confusion),
+        calibration_low=error_low,
+        calibration_high=error_high,
+        reliability=reliability(probabilities, labels, effective),
     )
 
 
@@ -204,19 +214,94 @@ def _mean(values: Floats) -> float:
 
 
 def _label_calibration(probability: Floats, truth: Bools) -> float:  # (n,)
-    """Mean |probability - share that has the label| over bins of equal count."""
-    order = np.argsort(probability, kind="stable")
-    bins = np.array_split(order, int(np.clip(len(truth) // PER_BIN, 1, BINS)))
-    return float(sum(len(b) * abs(probability[b].mean() - truth[b].mean()) for b in bins) / len(truth))
+    """The same distance as of `calibration` between the probability and the share that has the label."""
+    bins = _bins(probability, BINS)
+    share = np.array([len(b) / len(truth) for b in bins])
+    chance = np.array([np.sqrt((probability[b] * (1 - probability[b])).sum()) / len(b) for b in bins])
+    off = np.array([abs(probability[b].mean() - truth[b].mean()) for b in bins])
+    return _beyond_chance(float(share @ off), share, chance)
 
 
 def calibration_error(probabilities: Floats, labels: Ints) -> float:  # (n, C)
-    """Expected calibration error of the top probability: mean |confidence - accuracy| over bins."""
+    """Expected calibration error of the top probability as commonly given: mean |confidence - accuracy| over bins.
+
+    Of a perfectly calibrated model it is above 0; `calibration` takes that off.
+    """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    order = np.argsort(confidence, kind="stable")
-    bins = [b for b in np.array_split(order, int(np.clip(len(labels) // PER_BIN, 1, BINS))) if len(b)]
+    bins = _bins(confidence, BINS)
     return float(sum(len(b) * abs(confidence[b].mean() - right[b].mean()) for b in bins) / len(labels))
+
+
+def calibration(
+    probabilities: Floats,  # (n, C)
+    labels: Ints,
+    groups: Ints | None = None,  # (n,) images that are not independent
+    *,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Calibration error of the top probability less what chance alone would show, and its 95% interval.
+
+    Bins of a perfectly calibrated model are off by chance, and only ever upwards. So the error is taken as the one
+    distance between confidence and accuracy, the same in all bins, under which the bins would be expected to be off as
+    much as they are; the interval is of the same distances at 1.96 standard deviations (bootstrap over images or
+    groups) below and above.
+    """
+    confidence = probabilities.max(axis=1)
+    gap = confidence - (probabilities.argmax(axis=1) == labels)
+    bins = _bins(confidence, BINS)
+    share = np.array([len(b) / len(labels) for b in bins])
+    chance = np.array([np.sqrt((confidence[b] * (1 - confidence[b])).sum()) / len(b) for b in bins])
+    member = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(member.max()) + 1
+    if count < len(labels):  # photos that belong together are off together
+        chance *= np.sqrt(len(labels) / worth_of(member, len(labels)))
+    sums = np.zeros((count, len(bins)))
+    place = np.empty(len(labels), dtype=np.int64)
+    for i, b in enumerate(bins):
+        place[b] = i
+    np.add.at(sums, (member, place), gap)
+    plain = float(np.abs(sums.sum(axis=0)).sum() / len(labels))
+    rng = np.random.default_rng(seed)
+    drawn = [np.bincount(rng.integers(0, count, count), minlength=count) @ sums for _ in range(RESAMPLES)]
+    spread = float(np.hypot((np.abs(drawn).sum(axis=1) / len(labels)).std(), 1 / count))  # one could change as much
+    low, value, high = (_beyond_chance(plain + z * spread, share, chance) for z in (-Z95, 0.0, Z95))
+    return value, low, high
+
+
+def _beyond_chance(error: float, share: Floats, chance: Floats) -> float:
+    """The distance d between confidence and accuracy in every bin, at which sum share E|N(d, chance)| is the error."""
+    chance = np.maximum(chance, 1e-9)
+
+    def expected(d: float) -> float:
+        r = d / chance
+        return float((share * (chance * np.sqrt(2 / np.pi) * np.exp(-(r**2) / 2) + d * (1 - 2 * ndtr(-r)))).sum())
+
+    if error <= expected(0.0):
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(middle) < error else (low, middle)
+    return high
+
+
+def reliability(probabilities: Floats, labels: Ints, independent: float) -> tuple[ReliabilityBin, ...]:  # (n, C)
+    """Answers of about the same probability together, as many in each bin, with how often they are right."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    found = []
+    for b in _bins(confidence, DRAWN_BINS):
+        share = float(right[b].mean())
+        low, high = wilson(share, len(b) * independent / len(labels))
+        found.append(ReliabilityBin(float(confidence[b].mean()), share, low, high, len(b)))
+    return tuple(found)
+
+
+def _bins(confidence: Floats, most: int) -> list[Ints]:
+    """Rows in bins of equal count, rising in confidence."""
+    order = np.argsort(confidence, kind="stable")
+    return [b for b in np.array_split(order, int(np.clip(len(order) // PER_BIN, 1, most))) if len(b)]
 
 
 def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLICATES) -> float:

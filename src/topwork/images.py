@@ -318,23 +318,41 @@ def frame(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]
     Raises ImageError for a picture without pixels, and for a strip so long that its resized form
     would exceed MAX_PIXELS.
     """
-    resize, crop = preprocessing.resize_px, preprocessing.crop_px
     width, height = image.size
     if not width or not height:
         raise ImageError("empty", f"{width} x {height} pixels")
+    size, box = _framed(image.size, preprocessing)
+    if size[0] * size[1] > MAX_PIXELS:  # a file of 1 x 100,000 px would become 20 GB here
+        resized = f"{width} x {height} resized to {size[0]} x {size[1]}"
+        raise ImageError("too many pixels", f"{resized}; at most {MAX_PIXELS:,}")
+    if size != image.size:
+        image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
+    return np.asarray(image.crop(box).convert("RGB"))
+
+
+def seen_part(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+    """What the network sees of a picture of (width, height) px: left, top, right and bottom of the crop as its shares.
+
+    Below 0 or above 1 where the crop is larger than the resized picture; there is black around it then.
+    """
+    (width, height), (left, top, right, bottom) = _framed(size, preprocessing)
+    return left / width, top / height, right / width, bottom / height
+
+
+def _framed(
+    size: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:  # fmt: skip
+    """The size to which a picture is resized, and the crop in it, in px."""
+    resize, crop = preprocessing.resize_px, preprocessing.crop_px
+    width, height = size
     if preprocessing.squash:
         size = (resize, resize)
     elif width <= height:
         size = (resize, max(resize, int(resize * height / width)))
     else:
         size = (max(resize, int(resize * width / height)), resize)
-    if size[0] * size[1] > MAX_PIXELS:  # a file of 1 x 100,000 px would become 20 GB here
-        resized = f"{width} x {height} resized to {size[0]} x {size[1]}"
-        raise ImageError("too many pixels", f"{resized}; at most {MAX_PIXELS:,}")
-    if size != image.size:
-        image = image.resize(size, _RESAMPLING[preprocessing.interpolation])
     left, top = round((size[0] - crop) / 2.0), round((size[1] - crop) / 2.0)
-    return np.asarray(image.crop((left, top, left + crop, top + crop)).convert("RGB"))
+    return size, (left, top, left + crop, top + crop)
 
 
 def _open(data: bytes) -> Image.Image:

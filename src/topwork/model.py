@@ -8,37 +8,37 @@ pooled features of one cut or of several (taps); the deepest of them is where th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from topwork import answers, images
-from topwork.answers import Prediction, Seen, answer
+from topwork.answers import Seen
+from topwork.asking import Asked
 from topwork.engine import normalisation, pool, prepare
-from topwork.errors import DataError, ImageError, UsageError
-from topwork.images import Source
+from topwork.errors import DataError, UsageError
+from topwork.known import Known
 from topwork.records import ModelFacts, ModelSize, decode, encode
 from topwork.zoo import Backbone, skeleton
 
-BATCH = 16  # as in features.py: larger gains nothing on a CPU
 TIMED = 3  # passes whose median is the latency, after one that warms caches and kernels up
 FILE = "model.safetensors"
 LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"
 
 
-class Model:
+class Model(Asked):
     """Kept layers and head, ready to predict."""
 
-    def __init__(self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor) -> None:
+    def __init__(
+        self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor, known: Known | None = None
+    ) -> None:
         self.facts = facts
+        self.known = known
         self._backbone = backbone
         self._taps = {backbone.index(tap) for tap in facts.taps}
         self._segments = [prepare(s) for s in backbone.chain.segments[: max(self._taps) + 1]]
@@ -46,9 +46,9 @@ class Model:
         self._scale, self._shift = normalisation(facts.preprocessing)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the scores."""
-        return self.facts.classes
+    def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (2 channels of all taps, C) and bias (C,); the order of the rows is that of Seen.pooled."""
+        return self._weight.numpy(), self._bias.numpy()
 
     def see(self, batch: NDArray[np.uint8]) -> Seen:  # batch: (b, h, w, 3)
         """Scores, pooled features and the maps at every tap."""
@@ -62,51 +62,19 @@ class Model:
             scores = pooled @ self._weight + self._bias
         return Seen(scores.numpy(), pooled.numpy(), tuple(x.numpy() for x in maps))
 
-    def logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
-        """Scores before the temperature: (b, C)."""
-        return self.see(batch).scores
-
-    def predict(self, sources: Source | Sequence[Source]) -> list[Prediction]:
-        """Classes and calibrated probabilities of images, in order.
-
-        A source is a path, encoded bytes, a Pillow image or a uint8 RGB array. A file that is no
-        usable image gets a Prediction with `error`; it never ends the others.
-        """
-        one = isinstance(sources, (bytes, str, Path, Image.Image, np.ndarray))
-        return list(self.stream([sources] if one else sources))  # type: ignore[list-item, arg-type]
-
-    def stream(self, sources: Sequence[Source]) -> Iterator[Prediction]:
-        """Like predict, one by one, so that any number of images fits in memory."""
-        with ThreadPoolExecutor() as workers:
-            for start in range(0, len(sources), BATCH):
-                chunk = sources[start : start + BATCH]
-                loaded = list(workers.map(self._load, chunk))
-                good = [x for x in loaded if not isinstance(x, ImageError)]
-                rows = iter(self.probabilities(np.stack(good)) if good else ())
-                for source, x in zip(chunk, loaded, strict=True):
-                    yield answer(source, x if isinstance(x, ImageError) else next(rows), self.facts)
-
-    def probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
-        """Calibrated probabilities: (b, C). Rows sum to 1, unless an image may have several labels."""
-        return answers.probabilities(self.logits(batch), self.facts)
-
     def save(self, folder: Path) -> None:
-        """Write model.json and model.safetensors into a folder that must not exist yet."""
+        """Write model.json, model.safetensors and known.safetensors into a folder that must not exist yet."""
         folder.mkdir(parents=True)
         prefix = self._backbone.prefix(self.facts.cut)
         tensors = {LAYERS + name: t for name, t in _own_names(prefix.state_dict()).items()}
         tensors |= {WEIGHT: self._weight, BIAS: self._bias}
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / FILE)
         (folder / "model.json").write_bytes(encode(self.facts))
+        if self.known is not None:
+            self.known.save(folder)
 
     def _pixels(self, batch: NDArray[np.uint8]) -> Tensor:  # (b, h, w, 3) to (b, 3, h, w)
         return (torch.from_numpy(batch).float() * self._scale + self._shift).permute(0, 3, 1, 2)
-
-    def _load(self, source: Source) -> NDArray[np.uint8] | ImageError:
-        try:
-            return images.load(source, self.facts.preprocessing)
-        except ImageError as error:
-            return error
 
 
 def create(facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Model:
@@ -185,7 +153,7 @@ def load(folder: Path) -> Model:
     wrong = _wrong_head(facts, {name: tuple(t.shape) for name, t in tensors.items()})
     if wrong:
         raise DataError(f"{home / FILE}: {wrong}")
-    return Model(facts, backbone, tensors[WEIGHT], tensors[BIAS])
+    return Model(facts, backbone, tensors[WEIGHT], tensors[BIAS], Known.load(home, 2 * facts.channels))
 
 
 def _wrong_taps(facts: ModelFacts, backbone: Backbone) -> str | None:

@@ -415,6 +415,15 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, slots=True)
+class Coverage:
+    """Prediction sets at one level, on images that did not set them."""
+
+    level: float  # share of images whose class should be in the set, 0..1
+    covered: Estimate  # share whose class is
+    size: float  # classes in a set, on average
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """How good the model is. confusion[true][predicted] counts images.
 
@@ -426,41 +435,39 @@ class Metrics:
     balanced_accuracy: Estimate
     naive_accuracy: float  # before the correction for picking the best of many
     log_loss: float
-    calibration_error: float  # expected calibration error, 15 bins of equal count
+    calibration_error: float  # expected calibration error, 15 bins of equal count, less what chance alone would show
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     multi_label: MultiLabelMetrics | None = None  # None where an image has one label
     calibration_low: float | None = None  # 95% interval of the calibration error
     calibration_high: float | None = None
     reliability: tuple[ReliabilityBin, ...] = ()  # rising; of the top answer; empty where there may be several labels
+    unknown: Estimate | None = None  # by `topwork evaluate`: share of images that is taken for none of the classes
+    coverage: tuple[Coverage, ...] = ()  # by `topwork evaluate`: how often prediction sets hold; of a run: `sets`
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """How images of none of the classes are told: by a score that rises the less an image is like those learnt from."""
 
-    method: str  # what the score is: "distance" or "energy"
+    method: str  # what the score is: "distance", from the middle of the training images, of which it is about 1
     false_alarm: float  # share of images of the classes that may be taken for none of them, as asked for
     threshold: float  # score above which an image is taken for none of them
-    quantiles: tuple[float, ...]  # scores of images of the classes, out of sample, at 0%, 1%, ... 100%
-    measured: Estimate | None  # share of the judged images above the threshold; None where they set it
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """Prediction sets at one level, on images that did not set them."""
-
-    level: float  # share of images whose class should be in the set, 0..1
-    covered: Estimate  # share whose class is
-    size: float  # classes in a set, on average
+    quantiles: tuple[float, ...]  # score that 0%, 1%, ... 100% of images of the classes stay at or below
+    n: int  # images out of sample behind them; those that belong together count as one
+    measured: Estimate  # share of judged images that is above a threshold which they did not set
 
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """What prediction sets rest on: how little probability the true class of an image outside the training had."""
+    """What prediction sets rest on: how little probability the true class of an image outside the training had.
 
-    quantiles: tuple[float, ...]  # of 1 - probability of the true class, out of sample, at 0%, 1%, ... 100%
-    n: int  # images behind them
+    A set holds every class whose 1 - probability is up to the quantile of its level, and the likeliest one.
+    """
+
+    quantiles: tuple[float, ...]  # what 1 - probability of the true class stays up to at 0%, 1%, ... 100%; 1, all
+    # classes, where the images are too few to promise less
+    n: int  # images out of sample behind them; those that belong together count as one
     coverage: tuple[Coverage, ...]
 
 
@@ -521,6 +528,7 @@ class Options:
     bursts: bool = True  # photos of one scene are found and kept on one side
     split_of: str | None = None  # an earlier run, whose parts and groups are taken
     columns: Columns = field(default_factory=Columns)
+    pictures: bool = True  # what is worth seeing is looked at once more, and the run's page is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,6 +630,19 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxFacts:
+    """model.onnx: the model as a graph for other runtimes, compared with PyTorch on real images."""
+
+    bytes: int  # of the file; 0 where there is none
+    opset: int  # version of ONNX's operations
+    images: int  # on which it was compared
+    difference: float | None  # the largest of a score to PyTorch's; None where it could not be compared
+    largest: float | None  # the largest score, either sign
+    seconds: float  # that writing and comparing took
+    reason: str  # why there is no file; empty where there is one
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """run.json: every fact of a run."""
 
@@ -647,6 +668,7 @@ class RunRecord:
     groups: Grouped | None = None  # which images belong together; None in runs of an earlier topwork
     unknown: Unknown | None = None  # how images of none of the classes are told; None where too few images tell
     sets: Sets | None = None  # None where an image may have several labels
+    onnx: OnnxFacts | None = None  # the model as a graph; None in runs of an earlier topwork
 
     @property
     def backbone(self) -> BackboneFacts:

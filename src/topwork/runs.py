@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from topwork import card, model, pictures, splits
+from topwork import card, model, pictures, portable, runtime, splits
 from topwork.errors import DataError, TopworkError, UsageError
 from topwork.files import write
 from topwork.records import CutScore, Dataset, Metrics, ModelSize, Options, Plan, RunRecord, decode, encode
@@ -142,19 +143,25 @@ def save(
     dataset: Dataset,  # all usable images, with their parts and groups
     *,
     decided: NDArray[np.bool_] | None = None,  # (n, C) labels that were given, where there may be several
+    alike: tuple[Sequence[str], Sequence[str]] | None = None,  # paths and labels of the images that it knows, in order
+    pixels: NDArray[np.uint8] | None = None,  # (some, h, w, 3) of real images; None: no model.onnx
 ) -> Run:
     """Write everything aside, then rename. `complete` gives the record once the saved model's size is known.
 
+    model.onnx goes into the model's folder where on `pixels` it gives what the model gives.
     Raises UsageError where the folder exists by now.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:
         kept.save(aside / "model")
-        record = complete(model.size(kept, aside / "model"))
+        onnx = None if pixels is None else portable.write(kept, aside / "model" / runtime.FILE, pixels)
+        record = replace(complete(model.size(kept, aside / "model")), onnx=onnx)
         _write_predictions(aside / "predictions.parquet", kept, paths, labels, scores, decided, on=record.data.locked)
         splits.write(aside / splits.NAME, dataset, record.data.locked)
         (aside / "model" / card.NAME).write_text(card.text(record), encoding="utf-8", newline="\n")
+        if alike is not None:
+            _write_known(aside / "known.parquet", *alike)
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)
@@ -214,6 +221,14 @@ def _write_predictions(
         metadata=metadata,
     )
     parquet.write_table(table, path)
+
+
+def _write_known(path: Path, paths: Sequence[str], labels: Sequence[str]) -> None:
+    """One row per training image in model/known.safetensors, in its order: path, label."""
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
+    parquet.write_table(pa.table({"path": list(paths), "label": list(labels)}), path)
 
 
 def _named(classes: tuple[str, ...], which: NDArray[np.bool_]) -> list[list[str]]:  # which: (n, C)

@@ -40,6 +40,32 @@ def independent(groups: NDArray[np.int64] | None, n: int, importance: NDArray[np
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
+def promised(
+    scores: NDArray[np.float64],  # (n,)
+    groups: NDArray[np.int64] | None = None,  # (n,) images that belong together
+) -> NDArray[np.float64]:
+    """For 0%, 1%, ... 100%: the score that one more, drawn like the others, stays at or below with such a chance.
+
+    The score of rank ceil((n + 1) share) from below, which holds for any n and any distribution (Vovk, Gammerman and
+    Shafer, 2005). Of groups each weighs alike, so that it holds for an image of a new group (Lee, Barber and Willett,
+    2023). Infinite where there are too few for it: 101 numbers.
+    """
+    order = np.argsort(scores, kind="stable")
+    member = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(member)
+    ordered = np.concatenate([scores[order].astype(np.float64), [np.inf]])
+    # In images where each is alone: whole numbers, so that no rounding moves a rank.
+    reached = np.concatenate([np.cumsum(1 / sizes[member[order]]), [np.inf]])
+    wanted = np.arange(101) * (len(sizes) + 1) / 100
+    result: NDArray[np.float64] = ordered[np.searchsorted(reached, wanted - 1e-9)]
+    return result
+
+
+def percent(share: float) -> int:
+    """The whole percent that is at least this share: where in `promised` it stands."""
+    return math.ceil(100 * share - 1e-9)
+
+
 def paired_errors(
     differences: NDArray[np.float64],  # (n, k) per image, for each of k comparisons
     groups: NDArray[np.int64] | None = None,  # (n,) images of one group count as one draw

@@ -25,6 +25,7 @@ from rich.text import Text
 from topwork.records import (
     BackboneFacts,
     Comparison,
+    Coverage,
     CutScore,
     Dataset,
     EngineFacts,
@@ -37,10 +38,12 @@ from topwork.records import (
     MultiLabelMetrics,
     Plan,
     RunRecord,
+    Sets,
     Shortcut,
     Standing,
     Suspects,
     Trial,
+    Unknown,
 )
 
 STAGES = {
@@ -50,6 +53,7 @@ STAGES = {
     "views": "Passing views through the frozen layers",
     "train": "Training",
     "predict": "Predicting",
+    "explain": "Looking where the model looked",
     "pull": "Downloading weights",
     "list": "Looking at the networks",
 }
@@ -74,6 +78,7 @@ SEVERITIES = {"fault": "red", "warning": "yellow", "note": "dim"}
 SHOWN_CLASSES = 20
 SHOWN_SUSPECTS = 5
 SHOWN_DIFFERENCES = 5  # classes of each comparison
+SHOWN_LEVELS = (0.9, 0.99)  # of prediction sets
 
 
 class _Speed(ProgressColumn):
@@ -411,7 +416,8 @@ def metrics(console: Console, found: Metrics) -> None:
     console.print(f"\n[bold]Result[/]  accuracy [bold]{_estimate(found.accuracy)}[/] {_on(found)}", highlight=False)
     console.print(
         f"        balanced accuracy {_estimate(found.balanced_accuracy)},"
-        f" calibration error {100 * found.calibration_error:.1f} points, log-loss {found.log_loss:.3f}",
+        f" calibration error {100 * found.calibration_error:.1f} points{_between(found)}, log-loss"
+        f" {found.log_loss:.3f}",
         highlight=False,
     )
     table = Table(box=None, padding=(0, 1))
@@ -434,6 +440,47 @@ def metrics(console: Console, found: Metrics) -> None:
     console.print(table)
     if len(found.per_class) > SHOWN_CLASSES:
         console.print(f"  [dim]the {SHOWN_CLASSES} classes of lowest recall of {len(found.per_class)}[/]")
+
+
+def _between(found: Metrics) -> str:
+    """The interval of the calibration error, in points; nothing in records of an earlier topwork."""
+    if found.calibration_low is None or found.calibration_high is None:
+        return ""
+    return f" (95%: {100 * found.calibration_low:.1f} to {100 * found.calibration_high:.1f})"
+
+
+def trust(console: Console, unknown: Unknown | None, sets: Sets | None) -> None:
+    """Which images are taken for none of the classes, and what prediction sets are worth."""
+    lines = []
+    if unknown is not None:
+        lines.append(
+            f"{unknown.measured.value:.1%} (95%: {100 * unknown.measured.low:.1f} to {100 * unknown.measured.high:.1f})"
+            f" of {unknown.measured.n:,} images of the classes are taken for none of them; asked for:"
+            f" {unknown.false_alarm:.0%}"
+        )
+    if sets is not None:
+        lines.append(covered(sets.coverage))
+    for i, line in enumerate(lines):
+        console.print(("[bold]Trust[/] " if i == 0 else "      ") + f" {line}", highlight=False)
+
+
+def judged_trust(console: Console, found: Metrics) -> None:
+    """The same of images that were judged later. Nothing where the model cannot tell."""
+    if found.unknown is not None:
+        console.print(f"Taken for none of the classes: {_estimate(found.unknown)}", highlight=False)
+    if found.coverage:
+        console.print(covered(found.coverage), highlight=False)
+
+
+def covered(found: Sequence[Coverage]) -> str:
+    """How often prediction sets hold, at each level that is asked for most."""
+    parts = [
+        f"{c.level:.0%}: {c.covered.value:.1%} ({100 * c.covered.low:.1f} to {100 * c.covered.high:.1f}),"
+        f" {c.size:.1f} classes"
+        for c in found
+        if c.level in SHOWN_LEVELS
+    ]
+    return f"Prediction sets hold, of {'; of '.join(parts)} on average" if parts else ""
 
 
 def _several(console: Console, found: Metrics, labels: MultiLabelMetrics) -> None:
@@ -535,6 +582,7 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     """The end of a fit: result, cost, files, what to do next."""
     metrics(console, record.metrics)
     confusion(console, record.metrics)
+    trust(console, record.unknown, record.sets)
     spent = record.spending
     picture = ", depth.svg" if sum(bool(s.scores) for s in record.backbones) > 1 else ""
     console.print(
@@ -545,7 +593,7 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     )
     console.print(f"[bold]Head[/]  {escape(record.head.reason)}", highlight=False)
     console.print(
-        f"[bold]Model[/] {_size(record)}\n"
+        f"[bold]Model[/] {_size(record)}{_onnx(record)}\n"
         f"\n[bold]Files[/] {escape(folder)}/  report.html (open it), model/ (copy it anywhere), run.json,"
         f" predictions.parquet{picture}\n"
         f"[bold]Next[/]  topwork predict {escape(folder)} NEW/*.jpg\n"
@@ -561,6 +609,19 @@ def _size(record: RunRecord) -> str:
         f"keeps {m.params / 1e6:.2f} of {m.whole_params / 1e6:.2f} M parameters, {m.file_bytes / 1e6:.1f} MB;"
         f" {record.plan.kept_cost:.0%} of the forward time; one image {m.latency_ms:.0f} ms, the whole backbone"
         f" {m.whole_latency_ms:.0f} ms"
+    )
+
+
+def _onnx(record: RunRecord) -> str:
+    """Whether the model runs without PyTorch, or why not."""
+    o = record.onnx
+    if o is None:
+        return ""
+    if o.reason:
+        return f"\n      [yellow]no model.onnx[/]: {escape(o.reason)}; predictions need PyTorch"
+    return (
+        f"\n      model.onnx ({o.bytes / 1e6:.1f} MB) runs without PyTorch; its scores differ by at most"
+        f" {o.difference:.1g} on {o.images} of these images"
     )
 
 

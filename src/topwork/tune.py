@@ -36,6 +36,8 @@ class TrainedModel:
     temperature: float
     rows: NDArray[np.int64]  # of all images of the data set
     scores: NDArray[np.float64]  # (len(rows), C) before the temperature
+    fold_rows: NDArray[np.int64]  # of the images that were held out of a training in full
+    fold_scores: NDArray[np.float64]  # (len(fold_rows), C) out of fold
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,8 @@ def _kept(
     """The model to save, with the scores that its metrics rest on: the locked part's, else out of fold."""
     rows, scores = course.out_of_fold(recipe)
     t = head.temperature(scores, course.task.labels[rows])
-    rows = m.rows[rows]
+    rows = fold_rows = m.rows[rows]
+    fold_scores = scores
     if m.locked != "out-of-sample":
         rows = m.locked_rows
         locked = _store(m, o, cache, rows)
@@ -264,4 +267,4 @@ def _kept(
             locked.drop()
     weight, bias = train.raw_head(trained.network)
     backbone = train.grafted(m.backbone, recipe, trained.network)
-    return TrainedModel(m, backbone, recipe.cut, weight, bias, t, rows, scores)
+    return TrainedModel(m, backbone, recipe.cut, weight, bias, t, rows, scores, fold_rows, fold_scores)

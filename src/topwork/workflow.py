@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
@@ -22,23 +22,30 @@ from topwork import (
     data,
     doubts,
     evaluate,
+    explained,
     faults,
     head,
     listing,
     model,
     plan,
+    portable,
     ranking,
     runs,
     stores,
     survey,
+    trust,
     tune,
     zoo,
 )
+from topwork import known as alike
+from topwork.asking import BATCH
 from topwork.errors import DataError, ImageError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
     SCHEMA,
+    Coverage,
     Dataset,
+    Estimate,
     Example,
     Fault,
     Growth,
@@ -48,14 +55,17 @@ from topwork.records import (
     Options,
     Plan,
     RunRecord,
+    Sets,
     Shortcut,
     Spending,
     Strategy,
     Suspects,
     Tuning,
+    Unknown,
 )
 from topwork.runs import Run
 from topwork.sketches import Sketches
+from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
 STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
@@ -82,6 +92,7 @@ def fit(
     several_depths: bool = True,
     bursts: bool = True,
     split_of: str | Path | None = None,
+    pictures: bool = True,
     budget: str | float | None = None,
     delta: float = plan.DELTA,
     seed: int = 0,
@@ -104,7 +115,7 @@ def fit(
     `epochs` are taken as given. `flip=False` where left and right matter. `balance`: classes weigh alike.
     `several_depths`: the head may read more than one cut, where that is shown to be better.
     `bursts`: photos of one scene are found and kept on one side. `split_of`: an earlier run (or its split.parquet)
-    whose parts and groups are taken.
+    whose parts and groups are taken. `pictures=False` leaves out the run's page and what is computed for it alone.
     `delta`: accuracy (0..1) that a cheaper cut may cost. `out`: the run's folder (default runs/NAME, or
     runs/NAME-2 where that exists). Raises UsageError, DataError, MissingError.
     """
@@ -116,7 +127,7 @@ def fit(
         _absolute(source), tuple(survey.listed(backbone)), None if weights is None else _absolute(weights),
         tuple(survey.listed(size)), strategy, cut, unfreeze, lr, epochs, flip, balance, several_depths,
         None if budget is None else str(budget), delta, seed, None if cache is None else _absolute(cache),
-        bursts, None if split_of is None else _absolute(split_of), columns,
+        bursts, None if split_of is None else _absolute(split_of), columns, pictures,
     )  # fmt: skip
     return _fit(options, target, source, watch)
 
@@ -191,10 +202,10 @@ def judge(
     if held_out.multi_label and not loaded.facts.multi_label:
         raise DataError(f"{source}: its images may have several labels; the model in {run} gives one to each")
     watch.begin("predict", len(held_out.examples))
-    logits, judged, unread = [], [], []
+    logits, judged, unread, strange = [], [], [], []
     with ThreadPoolExecutor() as workers:
-        for start in range(0, len(held_out.examples), model.BATCH):
-            batch = held_out.examples[start : start + model.BATCH]
+        for start in range(0, len(held_out.examples), BATCH):
+            batch = held_out.examples[start : start + BATCH]
             contents = list(workers.map(content, batch))
             unread += [
                 Fault(e.path, c.kind, c.detail)
@@ -206,6 +217,7 @@ def judge(
                 if answer.error is None:
                     logits.append([answer.probabilities[c] for c in loaded.classes])
                     judged.append(example)
+                    strange.append(answer.unknown)
                 else:
                     kind, _, detail = answer.error.partition(": ")
                     unread.append(Fault(example.path, kind, detail))
@@ -223,12 +235,25 @@ def judge(
             groups=data.together(judged),
             independent=data.independent(judged),
         )  # fmt: skip
-        return metrics, held_out
+        return replace(metrics, unknown=_flagged(strange, source, judged)), held_out
+    shares, truth, worth = np.array(logits), np.array([e.label for e in judged]), data.independent(judged)
     metrics = evaluate.metrics(
-        np.log(np.maximum(np.array(logits), 1e-12)), np.array([e.label for e in judged]), loaded.classes,
-        temperature=1.0, on=source, independent=data.independent(judged),
+        np.log(np.maximum(shares, 1e-12)), truth, loaded.classes, temperature=1.0, on=source, independent=worth,
+        groups=data.together(judged),
     )  # fmt: skip
-    return metrics, held_out
+    covered: tuple[Coverage, ...] = ()
+    if loaded.facts.sets is not None:
+        covered = trust.coverage(loaded.facts.sets, shares, truth, on=source, independent=worth)
+    return replace(metrics, unknown=_flagged(strange, source, judged), coverage=covered), held_out
+
+
+def _flagged(strange: Sequence[bool | None], on: str, judged: Sequence[Example]) -> Estimate | None:
+    """The share of images that is taken for none of the classes; None where the model cannot tell."""
+    known = [s for s in strange if s is not None]
+    if not known:
+        return None
+    share = sum(known) / len(known)
+    return Estimate(share, *wilson(share, data.independent(judged)), len(known), on)
 
 
 @dataclass(frozen=True)
@@ -245,6 +270,8 @@ class _Outcome:
     metrics: Metrics
     rows: NDArray[np.int64]  # of the judged images
     scores: NDArray[np.float64]  # (len(rows), C) before the temperature
+    fold_rows: NDArray[np.int64]  # of images of the training whose scores are out of sample
+    fold_scores: NDArray[np.float64]  # (len(fold_rows), C) before the temperature, judged by that of other folds
     thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
     decided: NDArray[np.bool_] | None = None  # (len(rows), C) labels that were given, where there may be several
 
@@ -303,16 +330,41 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             tuning, leftovers = tuned.tuning, tuned.leftovers
             decided = plan.tuned(decided, tuning, seen.evidences, asked=o.strategy != "auto")
             watch.show("tuning", decided)
-            outcome = None if tuned.model is None else _trained(tuned.model)
+            outcome = None if tuned.model is None else _trained(tuned.model, o.seed)
         if outcome is None:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
+        with clock.time("trust"), threadpool_limits(1, "blas"):
+            kept = _model(decided, outcome)
+            trusted = _trusted(outcome, kept, o)
+            kept.known, kept.facts = trusted.known, replace(kept.facts, unknown=trusted.unknown, sets=trusted.sets)
         with clock.time("save"):
-            run = _saved(seen, one_depth, decided, frozen.head, outcome, tuning, of_data, clock, started, target, o)
+            run = _saved(
+                seen, one_depth, decided, frozen.head, outcome, kept, trusted, tuning, of_data, clock, started, target,
+                o,
+            )  # fmt: skip
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
-    _drawn(run)
+    if o.pictures:
+        _looked(run, kept, outcome, watch)
+        _drawn(run)
     watch.show("run", run)
     return run
+
+
+def _looked(run: Run, kept: model.Model, outcome: _Outcome, watch: Watch) -> None:
+    """What is worth seeing of a run. It is on disk already: whatever goes wrong here does not lose it."""
+    m, where = outcome.m, {e.path: i for i, e in enumerate(outcome.m.dataset.examples)}
+    taps = [m.backbone.index(tap) for tap in outcome.taps]
+
+    def pooled(paths: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.array([where[path] for path in paths], dtype=np.int64)
+        return np.concatenate([m.features.at(k, rows) for k in taps], axis=1)
+
+    try:
+        explained.write(run, kept, None if outcome.head == "trained" else pooled, watch)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        watch.show("warnings", (f"Where the model looked is not in the report ({said}); the run itself is whole.",))
 
 
 def _drawn(run: Run) -> None:
@@ -384,13 +436,16 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
     """The head on the frozen layers, judged on what is locked, else out of sample."""
     fitted, classes = frozen.head, m.dataset.classes
     corrected, decided_ = None, fitted.decided
+    fold_scores = fitted.scores
+    if not fitted.several:
+        fold_scores = head.fair(fitted.scores, m.labels[m.rows], _folds(m, m.rows, o.seed), fitted.temperature)
     if m.locked != "out-of-sample":
         rows = m.locked_rows
         scores = frozen.scores(m, rows)
         if fitted.several:
             decided_ = scores / fitted.temperature >= fitted.thresholds
     else:
-        rows, scores = m.rows, fitted.scores
+        rows, scores = m.rows, fold_scores
         order = plan.places(seen.evidences, o.cut)
         selected = evaluate.Selected(
             tuple(seen.measured[e].probes[k] for e, k in order), fitted,
@@ -409,28 +464,121 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
         )  # fmt: skip
         return _Outcome(
             m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows,
-            scores, tuple(float(t) for t in thresholds), decided_,
+            scores, m.rows, fold_scores, tuple(float(t) for t in thresholds), decided_,
         )  # fmt: skip
     metrics = evaluate.metrics(
         scores, m.labels[rows], classes, temperature=fitted.temperature, on=m.locked, corrected=corrected,
-        independent=_independent(m, rows),
+        independent=_independent(m, rows), groups=_together(m, rows), seed=o.seed,
     )  # fmt: skip
     return _Outcome(
-        m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores
-    )
+        m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores,
+        m.rows, fold_scores,
+    )  # fmt: skip
 
 
-def _trained(found: tune.TrainedModel) -> _Outcome:
+def _trained(found: tune.TrainedModel, seed: int) -> _Outcome:
     """The trained layers, judged on what is locked, else on the folds that chose nothing."""
-    m = found.m
+    m, rows = found.m, found.fold_rows
+    fold_scores = head.fair(found.fold_scores, m.labels[rows], _folds(m, rows, seed), found.temperature)
+    scores = found.scores if m.locked != "out-of-sample" else fold_scores
     metrics = evaluate.metrics(
-        found.scores, m.labels[found.rows], m.dataset.classes, temperature=found.temperature, on=m.locked,
-        independent=_independent(m, found.rows),
+        scores, m.labels[found.rows], m.dataset.classes, temperature=found.temperature, on=m.locked,
+        independent=_independent(m, found.rows), groups=_together(m, found.rows), seed=seed,
     )  # fmt: skip
     return _Outcome(
         m, found.backbone, (found.cut,), found.weight, found.bias, "trained", found.temperature, metrics, found.rows,
-        found.scores,
+        scores, rows, fold_scores,
     )  # fmt: skip
+
+
+def _together(m: Measured, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Images that belong together have the same number."""
+    return data.together([m.dataset.examples[i] for i in rows])
+
+
+def _folds(m: Measured, rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The folds of the heads, for some of the images that the choice is made with."""
+    return head.folds(m.labels[m.rows], m.groups, seed)[np.searchsorted(m.rows, rows)]
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """When the model has to say that it does not know, and how many classes it must name."""
+
+    known: alike.Known
+    rows: NDArray[np.int64]  # of the images in it
+    unknown: Unknown | None
+    sets: Sets | None
+
+
+def _trusted(outcome: _Outcome, kept: model.Model, o: Options) -> _Trust:
+    """What is measured of the model beyond its classes. Features are those of the pass, but where layers were trained.
+
+    Images that layers were trained on are no strangers to them: then the locked images alone set the threshold, each
+    fold of them for the others.
+    """
+    m, trained = outcome.m, outcome.head == "trained"
+    most = min(alike.MOST_TRAINED if trained else alike.MOST, max(1, alike.VALUES // (2 * kept.facts.channels)))
+    rows, pooled = _pooled(outcome, kept, m.rows[alike.sample(m.labels[m.rows], most, seed=o.seed)])
+    known = alike.Known.of(pooled, seed=o.seed)
+    judging, fold = rows, _folds(m, rows, o.seed)
+    scores, judged = None if trained else known.apart(pooled, fold), None
+    if m.locked != "out-of-sample":
+        sample = alike.sample(m.labels[m.locked_rows], most, seed=o.seed)
+        judging, pooled = _pooled(outcome, kept, m.locked_rows[sample])
+        judged = known.scores(pooled)
+        if trained:
+            scores, judged, fold = judged, None, head.folds(m.labels[judging], _together(m, judging), o.seed)
+    unknown = None
+    if scores is not None:
+        unknown = trust.unknown(
+            scores, fold, judged, method="distance", groups=_together(m, judging if trained else rows), on=m.locked,
+            independent=_independent(m, judging),
+        )  # fmt: skip
+    return _Trust(known, rows, unknown, None if m.dataset.multi_label else _sets(outcome, o.seed))
+
+
+def _sets(outcome: _Outcome, seed: int) -> Sets:
+    """What prediction sets rest on: images out of sample, judged by the locked ones where there are any."""
+    m, t, rows = outcome.m, outcome.temperature, outcome.fold_rows
+    judged = None
+    if m.locked != "out-of-sample":
+        judged = softmax(outcome.scores / t, axis=1), m.labels[outcome.rows]
+    return trust.sets(
+        softmax(outcome.fold_scores / t, axis=1), m.labels[rows], _folds(m, rows, seed), judged,
+        groups=_together(m, rows), on=m.locked,
+        independent=_independent(m, rows if judged is None else outcome.rows),
+    )  # fmt: skip
+
+
+def _pooled(
+    outcome: _Outcome, kept: model.Model, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Pooled features (n, d) of these images as the model sees them; and the rows of those that can still be read."""
+    m = outcome.m
+    if outcome.head != "trained":
+        parts = [m.features.at(m.features.cuts.index(tap), rows) for tap in outcome.taps]
+        return rows, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    store = stores.opened(m.dataset.root)
+
+    def pixels(row: int) -> NDArray[np.uint8] | ImageError:
+        try:
+            return kept.load(store.read(m.dataset.examples[row].path))
+        except ImageError as error:  # gone since it was looked at
+            return error
+
+    found, there = [], []
+    with ThreadPoolExecutor() as workers:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            loaded = list(workers.map(pixels, batch))
+            there += [row for row, x in zip(batch, loaded, strict=True) if not isinstance(x, ImageError)]
+            good = [x for x in loaded if not isinstance(x, ImageError)]
+            if good:
+                found.append(kept.see(np.stack(good)).pooled)
+    if not found:
+        raise DataError(f"{m.dataset.root}: none of its images can be read any more")
+    return np.array(there, dtype=np.int64), np.concatenate(found)
 
 
 def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
@@ -438,18 +586,23 @@ def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
     return data.independent([m.dataset.examples[i] for i in rows])
 
 
-def _saved(
-    seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, tuning: Tuning | None,
-    of_data: _Doubts, clock: Clock, started: float, target: Path, o: Options,
-) -> Run:  # fmt: skip
-    m, features = outcome.m, outcome.m.features
+def _model(decided: Plan, outcome: _Outcome) -> model.Model:
+    """What is kept."""
+    m = outcome.m
     channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
     facts = ModelFacts(
         SCHEMA, version("topwork"), m.backbone.name, m.backbone.fingerprint, decided.cut, outcome.taps,
         m.backbone.preprocessing, m.dataset.classes, outcome.temperature, channels, outcome.head, decided.kept_cost,
         outcome.metrics.accuracy, runs.versions(), m.dataset.multi_label, outcome.thresholds,
     )  # fmt: skip
-    kept = model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
+    return model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
+
+
+def _saved(
+    seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, kept: model.Model,
+    trusted: _Trust, tuning: Tuning | None, of_data: _Doubts, clock: Clock, started: float, target: Path, o: Options,
+) -> Run:  # fmt: skip
+    m, features = outcome.m, outcome.m.features
 
     def complete(size: ModelSize) -> RunRecord:
         total = time.perf_counter() - started
@@ -461,13 +614,35 @@ def _saved(
             SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
             data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
             outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
-            of_data.suspects, of_data.shortcuts, of_data.growth, seen.parted(planned),
+            of_data.suspects, of_data.shortcuts, of_data.growth, seen.parted(planned), trusted.unknown, trusted.sets,
         )  # fmt: skip
 
     paths = [m.dataset.examples[i].path for i in outcome.rows]
     return runs.save(
-        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided
-    )
+        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided,
+        pixels=_some(m, kept, outcome.rows), alike=_named(m.dataset, trusted.rows),
+    )  # fmt: skip
+
+
+def _named(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
+    """Paths and labels of these images; of several labels, with a bar between."""
+    examples = [dataset.examples[i] for i in rows]
+    labels = ["|".join(dataset.classes[k] for k in dataset.labels_of(e)) for e in examples]
+    return [e.path for e in examples], labels
+
+
+def _some(m: Measured, kept: model.Model, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Pixels (n, h, w, 3) of a few of the judged images, spread over all of them; those that can still be read."""
+    store, side = stores.opened(m.dataset.root), kept.facts.preprocessing.crop_px
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, portable.IMAGES).round().astype(int))]
+    found = []
+    for i in chosen:
+        try:
+            found.append(kept.load(store.read(m.dataset.examples[i].path)))
+        except ImageError:  # gone since it was looked at
+            continue
+    good = [x for x in found if not isinstance(x, ImageError)]
+    return np.stack(good) if good else np.empty((0, side, side, 3), dtype=np.uint8)
 
 
 def _absolute(path: str | Path) -> str:

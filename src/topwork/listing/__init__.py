@@ -15,11 +15,11 @@ from topwork.listing.arrays import given
 from topwork.listing.folders import listed as _folders
 from topwork.listing.items import GUESSED, IMAGE_SUFFIXES, PARTS, Item, Listing
 from topwork.listing.packed import listed as _packed
-from topwork.listing.tables import SUFFIXES
+from topwork.listing.tables import SUFFIXES, named
 from topwork.listing.tables import listed as _table
 from topwork.records import Columns
 
-__all__ = ["GUESSED", "IMAGE_SUFFIXES", "PARTS", "Item", "Listing", "given", "listed"]
+__all__ = ["GUESSED", "IMAGE_SUFFIXES", "PARTS", "Item", "Listing", "given", "is_table", "listed", "named"]
 
 
 def listed(source: str, columns: Columns) -> Listing:
@@ -50,3 +50,8 @@ def listed(source: str, columns: Columns) -> Listing:
             f" columns, or give a table ({', '.join(SUFFIXES)})"
         )
     return _folders(source)
+
+
+def is_table(source: str) -> bool:
+    """Whether a source is a table by its ending."""
+    return source.lower().endswith(SUFFIXES)

@@ -175,9 +175,39 @@ def listed(source: str, columns: Columns) -> Listing:
     Paths are relative to the table's folder, or absolute. Raises DataError where it cannot be read or a split is none,
     UsageError where a column is missing or cannot be guessed.
     """
+    faults: list[Fault] = []
+    table, folder, name = _opened(source)
+    chosen = choose(table, columns)
+    packed = table.kind(chosen.image) == "bytes"
+    if packed and "#" in chosen.image:
+        raise UsageError(f"{source}: the column {chosen.image!r} of the images has a # in its name; rename it")
+    items = list(rows(table, chosen, columns, faults))
+    layout = f"{name}: {chosen.said}"
+    root = f"{source}#{chosen.image}" if packed else folder
+    return Listing(root, layout, items, faults, several=several(table, chosen, columns))
+
+
+def named(source: str, column: str | None = None) -> tuple[str, list[str]]:
+    """(root for stores.opened, path of each row's image) of a table; no label is asked for.
+
+    `column`: of the images, else guessed. A row without an image has an empty path. Raises as listed does.
+    """
+    table, folder, _ = _opened(source)
+    if column is not None and column not in table.columns():
+        raise UsageError(f"--image-column {column}: {table.name} has no such column; it has {_list(table.columns())}")
+    chosen = column or _image(table, set())
+    names = [text(v).strip() for v in table.values(chosen)]
+    if table.kind(chosen) != "bytes":
+        return folder, names
+    if "#" in chosen:
+        raise UsageError(f"{source}: the column {chosen!r} of the images has a # in its name; rename it")
+    return f"{source}#{chosen}", [stores.row_path(i, name or None) for i, name in enumerate(names)]
+
+
+def _opened(source: str) -> tuple[Table, str, str]:
+    """A table, the folder it lies in, and its name."""
     url = stores.is_url(source)
     folder, _, name = source.rpartition("/") if url else (str(Path(source).parent), "", Path(source).name)
-    faults: list[Fault] = []
     table: Table
     if source.lower().endswith(".parquet"):
         table = Typed(name, stores.parquet(source))
@@ -193,14 +223,7 @@ def listed(source: str, columns: Columns) -> Listing:
             raise DataError(f"{source}: not a table of images: {error}") from error
         is_json = source.lower().endswith((".jsonl", ".ndjson"))
         table = _json_lines(name, data) if is_json else _separated(name, data, source)
-    chosen = choose(table, columns)
-    packed = table.kind(chosen.image) == "bytes"
-    if packed and "#" in chosen.image:
-        raise UsageError(f"{source}: the column {chosen.image!r} of the images has a # in its name; rename it")
-    items = list(rows(table, chosen, columns, faults))
-    layout = f"{name}: {chosen.said}"
-    root = f"{source}#{chosen.image}" if packed else folder
-    return Listing(root, layout, items, faults, several=several(table, chosen, columns))
+    return table, folder, name
 
 
 def choose(table: Table, columns: Columns) -> Chosen:
