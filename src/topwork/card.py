@@ -289,11 +289,14 @@ def _beyond(r: RunRecord) -> Lines:
             f"A score ({escaped(u.method)}) says how unlike a picture is to those learnt from; above {u.threshold:.4g}"
             f" it is taken for none of the classes. That was set so as to befall {u.false_alarm:.0%} of the pictures"
             f" that are of one; of judged ones it befell {_estimate(u.measured)}. How many strange pictures are told"
-            " depends on how strange they are: try some of yours."
+            " depends on how strange they are: try some of yours. In Python: `answer.unknown`."
         ]
     if s is not None and s.coverage:
         yield ["## Prediction sets"]
-        yield [f"Instead of one class, those that cannot be ruled out at a level (on {s.n:,} images):"]
+        yield [
+            "Instead of one class, all that it may be, so that the share asked for is right: `topwork predict ..."
+            f" --sets {s.coverage[-1].level:g}`. On {s.n:,} images:"
+        ]
         yield _table(
             ("asked for", "class is in the set", "classes in a set"),
             [(f"{c.level:.0%}", _estimate(c.covered), f"{c.size:.2f}") for c in s.coverage],
