@@ -136,6 +136,8 @@ def _use(r: RunRecord) -> Lines:
     ]  # fmt: skip
     p = r.backbone.preprocessing
     how = "both sides are resized" if p.squash else "the shorter side is resized"
+    if r.onnx is not None and r.onnx.bytes:
+        yield ["`model.onnx` is the same model as one graph, which needs no PyTorch."]
     yield [
         f"Pictures of any size and usual format are taken as they are: {how} to {p.resize_px} px, and the middle"
         f" {p.crop_px} x {p.crop_px} px are looked at. `model.json` holds all that preparing a picture and reading the"
@@ -166,6 +168,11 @@ def _data(r: RunRecord) -> Lines:
     if d.findings:
         yield ["Found in the images that are used:"]
         yield [f"- {f.severity}, {escaped(f.kind)}: {escaped(f.detail)}" for f in d.findings]
+    if r.unknown is not None:
+        yield [
+            "`known.safetensors` holds what some of the images look like to the model, as a few hundred numbers each:"
+            " no pixels, no names of files."
+        ]
     if r.groups is not None and r.groups.together:
         g = r.groups
         own = ", but for the user's own split" if g.across else ""
@@ -278,19 +285,18 @@ def _beyond(r: RunRecord) -> Lines:
     u, s = r.unknown, r.sets
     if u is not None:
         yield ["## Pictures of none of the classes"]
-        share = (
-            f"Of the judged images of the classes, {_estimate(u.measured)} are taken for none of them."
-            if u.measured is not None
-            else "The images that it was measured on set the threshold."
-        )
         yield [
-            f"A score ({escaped(u.method)}) tells how unlike a picture is to those learnt from; above {u.threshold:.4g}"
-            f" it is taken for none of the classes, which was set so as to befall {u.false_alarm:.0%} of those"
-            f" that are of one. {share} How many strange pictures are told depends on how strange they are."
+            f"A score ({escaped(u.method)}) says how unlike a picture is to those learnt from; above {u.threshold:.4g}"
+            f" it is taken for none of the classes. That was set so as to befall {u.false_alarm:.0%} of the pictures"
+            f" that are of one; of judged ones it befell {_estimate(u.measured)}. How many strange pictures are told"
+            " depends on how strange they are: try some of yours. In Python: `answer.unknown`."
         ]
     if s is not None and s.coverage:
         yield ["## Prediction sets"]
-        yield [f"Instead of one class, those that cannot be ruled out at a level (on {s.n:,} images):"]
+        yield [
+            "Instead of one class, all that it may be, so that the share asked for is right: `topwork predict ..."
+            f" --sets {s.coverage[-1].level:g}`. On {s.n:,} images:"
+        ]
         yield _table(
             ("asked for", "class is in the set", "classes in a set"),
             [(f"{c.level:.0%}", _estimate(c.covered), f"{c.size:.2f}") for c in s.coverage],
