@@ -31,9 +31,12 @@ from topwork.records import Options, RunRecord, Spending
 RUN_FILES = {
     "run.json",
     "report.html",
+    "known.parquet",
     "predictions.parquet",
     "split.parquet",
+    "model/known.safetensors",
     "model/model.json",
+    "model/model.onnx",
     "model/model.safetensors",
 }
 
@@ -89,7 +92,9 @@ def table(run: topwork.Run) -> dict[str, list[Any]]:
 def timeless(record: RunRecord) -> RunRecord:
     """A record less its clock, its name, and what was in the cache before."""
     model = replace(record.model, latency_ms=0.0, whole_latency_ms=0.0)
-    return replace(record, created="", name="", model=model, spending=Spending({}, 0, 0, 0, 0, 0))
+    onnx = None if record.onnx is None else replace(record.onnx, seconds=0.0)
+    spending = Spending({}, 0, 0, 0, 0, 0)
+    return replace(record, created="", name="", model=model, spending=spending, onnx=onnx)
 
 
 def free_of_cost(value: Any) -> str:
@@ -106,7 +111,7 @@ def weights(run: topwork.Run) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------- what is left behind
 
 
-def test_a_run_is_six_files(finished: Finished) -> None:
+def test_a_run_is_these_files(finished: Finished) -> None:
     assert files(finished.run.path) == RUN_FILES
     assert {p.name for p in finished.run.path.parent.iterdir()} == {"photos", "run", "cache"}
 
@@ -324,6 +329,26 @@ def test_judging_the_test_folder_again_gives_the_runs_metrics(fit: Callable[...,
         assert replace(judged.accuracy, on="") == replace(run.metrics.accuracy, on="")
         assert judged.log_loss == pytest.approx(run.metrics.log_loss, abs=0.02)  # float16 features, as HALF
         assert judged.calibration_error == pytest.approx(run.metrics.calibration_error, abs=0.02)
+        assert judged.unknown is not None
+        assert run.record.unknown is not None
+        assert run.record.sets is not None
+        assert replace(judged.unknown, on="") == replace(run.record.unknown.measured, on="")
+        for a, b in zip(judged.coverage, run.record.sets.coverage, strict=True):
+            assert (a.level, a.covered.value, a.size) == (b.level, b.covered.value, pytest.approx(b.size))
+
+
+def test_a_run_keeps_what_its_training_images_look_like_to_the_model(finished: Finished) -> None:
+    known = parquet.read_table(finished.run.path / "known.parquet").to_pydict()
+    model = finished.run.model
+    assert model.known is not None
+    assert model.facts.unknown == finished.run.record.unknown
+    assert model.facts.sets == finished.run.record.sets
+    assert sorted(known["path"]) == sorted(files(finished.folder))
+    assert all(path.startswith(f"{label}/") for path, label in zip(known["path"], known["label"], strict=True))
+    pixels = np.stack([model.load(finished.folder / path) for path in known["path"]])
+    rows, similarity = model.known.nearest(model.glance(pixels)[1], 1)
+    assert rows[:, 0].tolist() == list(range(len(known["path"])))  # each is its own nearest
+    assert similarity == pytest.approx(1, abs=2e-3)
 
 
 def test_judging_lists_what_it_could_not_decode(finished: Finished, photos: Path, damaged_png: bytes) -> None:
