@@ -329,12 +329,22 @@ def test_judging_the_test_folder_again_gives_the_runs_metrics(fit: Callable[...,
         assert replace(judged.accuracy, on="") == replace(run.metrics.accuracy, on="")
         assert judged.log_loss == pytest.approx(run.metrics.log_loss, abs=0.02)  # float16 features, as HALF
         assert judged.calibration_error == pytest.approx(run.metrics.calibration_error, abs=0.02)
-        assert judged.unknown is not None
-        assert run.record.unknown is not None
+        assert run.record.unknown is None  # 12 images promise no 5%
+        assert judged.unknown is None
         assert run.record.sets is not None
-        assert replace(judged.unknown, on="") == replace(run.record.unknown.measured, on="")
         for a, b in zip(judged.coverage, run.record.sets.coverage, strict=True):
             assert (a.level, a.covered.value, a.size) == (b.level, b.covered.value, pytest.approx(b.size))
+
+
+def test_judging_again_flags_the_images_that_the_run_has_flagged(
+    fit: Callable[..., topwork.Run], photos: Path, tmp_path: Path
+) -> None:
+    run = fit(write_photos(tmp_path / "larger", per_class=9, seed=5), "run-of-larger")
+    judged, _ = topwork.judge(run.path, photos)
+    flagged = [a.unknown for a in run.model.stream(sorted(photos.rglob("*.*")))]
+    assert judged.unknown is not None
+    assert judged.unknown.value == pytest.approx(np.mean([f is True for f in flagged]))
+    assert judged.unknown.n == len(flagged) == 24
 
 
 def test_a_run_keeps_what_its_training_images_look_like_to_the_model(finished: Finished) -> None:
