@@ -31,16 +31,16 @@ from topwork.records import Options, RunRecord, Spending
 RUN_FILES = {
     "run.json",
     "report.html",
+    "known.parquet",
     "predictions.parquet",
     "split.parquet",
-    "known.parquet",
     "explained.parquet",
     "embedding.parquet",
     "model/model.json",
     "model/model.safetensors",
-    "model/README.md",
     "model/model.onnx",
     "model/known.safetensors",
+    "model/README.md",
 }
 
 HALF = 2e-3
