@@ -558,18 +558,62 @@ def test_predict_json_is_what_the_model_says(call: Call, finished: Finished, mix
     assert got["classes"] == list(CLASSES)
     wanted = [dataclasses.asdict(p) for p in finished.run.model.predict(mixed)]
     for said_, own in zip(got["predictions"], json.loads(json.dumps(wanted)), strict=True):
-        for field in ("probabilities", "probability"):  # ONNX Runtime sums in another order
+        for field in ("probabilities", "probability", "unknown_score"):  # ONNX Runtime sums in another order
             own[field] = pytest.approx(own[field], abs=1e-4)
         assert said_ == own
     assert [p["source"] for p in got["predictions"]] == [str(f) for f in mixed]
     assert [p["error"] is None for p in got["predictions"]] == [True, False, True, False]
 
 
+def test_predict_says_what_is_none_of_these_and_names_prediction_sets(
+    call: Call, finished: Finished, tmp_path: Path
+) -> None:
+    known = finished.folder / "bark" / "000.png"
+    strange = tmp_path / "strange.png"
+    y, x = np.mgrid[:48, :48]
+    Image.fromarray(np.where((x + y) % 2, 255, 0).astype(np.uint8)).convert("RGB").save(strange)
+    said = one_object(call("predict", finished.run.path, known, strange, "--sets", "0.5", "--json").out)
+    ours, theirs = said["predictions"]
+    limit = finished.run.record.unknown
+    assert limit is not None
+    assert (ours["unknown"], theirs["unknown"]) == (False, True)
+    assert ours["unknown_score"] < limit.threshold < theirs["unknown_score"]
+    assert ours["label"] == ours["prediction_set"][0]
+    told = call("predict", finished.run.path, known, strange).out
+    assert "none of these" not in told.splitlines()[0]
+    assert "none of these" in told
+    cells = list(
+        csv.DictReader(io.StringIO(call("predict", finished.run.path, strange, "--sets", "0.99", "--csv").out))
+    )
+    assert cells[0]["unknown"] == "true"
+    assert cells[0]["prediction_set"].count("|") == 2  # 24 images promise no 99%: all three classes
+
+
+@pytest.mark.parametrize("option", [("--sets", "1"), ("--false-alarm", "0.001")])
+def test_predict_refuses_what_its_images_cannot_promise(
+    call: Call, finished: Finished, option: tuple[str, str]
+) -> None:
+    said = call("predict", finished.run.path, finished.folder / "bark" / "000.png", *option)
+    assert said.code == 2
+    assert "expected a share" in said.err
+
+
+def test_a_model_of_an_earlier_topwork_says_nothing_of_unknown_images(
+    call: Call, finished: Finished, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(finished.run.path / "model", tmp_path / "model"))
+    (home / "known.safetensors").unlink()
+    said = one_object(call("predict", home, finished.folder / "bark" / "000.png", "--json").out)
+    assert said["predictions"][0]["unknown"] is None
+    assert said["predictions"][0]["label"] == "bark"
+
+
 def test_predict_csv_has_a_row_for_every_file(call: Call, finished: Finished, mixed: list[Path]) -> None:
     said = call("predict", finished.run.path / "model", *mixed, "--csv")
     assert said.code == 0
     rows = list(csv.DictReader(io.StringIO(said.out)))
-    assert list(rows[0]) == ["path", "label", "probability", "error", *CLASSES]
+    beside = ["unknown", "unknown_score", "prediction_set"]
+    assert list(rows[0]) == ["path", "label", "probability", "error", *beside, *CLASSES]
     for row, answer in zip(rows, finished.run.model.predict(mixed), strict=True):
         assert row["path"] == answer.source
         assert row["label"] == (answer.label or "")

@@ -435,7 +435,7 @@ def predict(
             also = ", ".join(f"{escape(c)} {p:.1%}" for c, p in second)
             if a.unknown:
                 answer = "[yellow]none of these[/]"
-                also = f"unlike the images learnt from ({a.unknown_score:.2f}, over {rule.limit:.2f}); else {given or also}"
+                also = f"unlike the images learnt from ({a.unknown_score:.2f}, over {rule.limit:.2f}); else {given}"
             if a.prediction_set is not None:
                 also += f"{', ' if also else ''}one of: {escape(', '.join(a.prediction_set))}"
             console.print(

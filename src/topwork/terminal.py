@@ -448,7 +448,7 @@ def _between(found: Metrics) -> str:
 
 
 def trust(console: Console, unknown: Unknown | None, sets: Sets | None) -> None:
-    """Which images are taken for none of the classes, and what prediction sets are worth. Nothing where none is told."""
+    """Which images are taken for none of the classes, and what prediction sets are worth."""
     lines = []
     if unknown is not None:
         lines.append(
