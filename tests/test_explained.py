@@ -163,6 +163,40 @@ def test_no_failure_here_loses_the_run_and_nothing_is_made_unasked(
     assert ("RuntimeError: no luck" in told) == pictures
 
 
+def test_a_page_that_cannot_be_drawn_loses_nothing(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("topwork.report.write", broken)
+    log = Log()
+    run = workflow.fit(
+        finished.folder, size=SIZE_PX, strategy="head", out=tmp_path / "run", cache=finished.cache, watch=log
+    )
+    assert run.metrics.accuracy == finished.run.metrics.accuracy
+    assert (run.path / "explained.parquet").exists()
+    assert "OSError: no space" in str(log.shown["warnings"]) and f"topwork report {run.path}" in str(log.shown)
+
+
+def test_images_from_memory_are_mapped_and_explained(tmp_path: Path) -> None:
+    pixels, labels = made_images()
+    log = Log()
+    run = workflow.fit(
+        pixels, labels, size=SIZE_PX, strategy="head", out=tmp_path / "run", cache=tmp_path / "cache", watch=log
+    )
+    assert "looked" not in str(log.shown.get("warnings", ""))
+    assert len(table(run, "explained.parquet")["path"]) == len(table(run, "embedding.parquet")["path"]) == len(labels)
+
+
+def made_images() -> tuple[np.ndarray, list[str]]:
+    """Dark and light noise."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 120, (16, 40, 40, 3), dtype=np.uint8)
+    pixels[8:] += 120
+    return pixels, ["dark"] * 8 + ["light"] * 8
+
+
 def test_a_trained_model_is_explained_too(make_photos: WritePhotos, tmp_path: Path) -> None:
     run = workflow.fit(
         make_photos(tmp_path / "photos", per_class=6), size=SIZE_PX, strategy="suffix", cut="blocks.1.1",

@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from conftest import as_backbone, tiny_network
+from test_architecture import loaded_by
 from topwork import explanation, images
 from topwork.answers import Seen
 from topwork.errors import ImageError, UsageError
@@ -385,6 +386,11 @@ def test_what_was_not_seen_is_faded_and_the_rest_is_as_it_was(model: Model) -> N
     plain = np.asarray(wide.resize((480, 240), Image.Resampling.BICUBIC)).astype(int)
     np.testing.assert_array_equal(panel[5:-5, 125:-125], plain[5:-5, 125:-125])
     assert (panel[:, :115] >= plain[:, :115]).all() and panel[:, :115].mean() > 190
+
+
+def test_maps_and_pictures_need_no_pytorch() -> None:
+    """What predicts without it can explain without it."""
+    assert not loaded_by("import topwork.explanation") & {"torch", "torchvision", "timm", "sklearn", "scipy", "pyarrow"}
 
 
 def test_the_model_need_not_be_of_pytorch() -> None:

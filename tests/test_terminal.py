@@ -345,6 +345,10 @@ def test_the_end_of_a_fit_says_what_it_cost_and_what_to_do_next(record: RunRecor
     assert unwrapped(record.head.reason) in said
     assert "topwork predict runs/mine " in said
     assert "topwork evaluate runs/mine " in said
+    assert "topwork explain runs/mine " in said
+    assert "report.html" in said
+    without = replace(record, options=replace(record.options, pictures=False))
+    assert "report.html" not in drawn("outcome", without, "runs/mine")
     assert all(name in said for name in CLASSES)
 
 

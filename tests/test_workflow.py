@@ -33,8 +33,13 @@ RUN_FILES = {
     "report.html",
     "predictions.parquet",
     "split.parquet",
+    "known.parquet",
+    "explained.parquet",
+    "embedding.parquet",
     "model/model.json",
     "model/model.safetensors",
+    "model/model.onnx",
+    "model/known.safetensors",
 }
 
 HALF = 2e-3
@@ -89,7 +94,8 @@ def table(run: topwork.Run) -> dict[str, list[Any]]:
 def timeless(record: RunRecord) -> RunRecord:
     """A record less its clock, its name, and what was in the cache before."""
     model = replace(record.model, latency_ms=0.0, whole_latency_ms=0.0)
-    return replace(record, created="", name="", model=model, spending=Spending({}, 0, 0, 0, 0, 0))
+    onnx = None if record.onnx is None else replace(record.onnx, seconds=0.0)
+    return replace(record, created="", name="", model=model, onnx=onnx, spending=Spending({}, 0, 0, 0, 0, 0))
 
 
 def free_of_cost(value: Any) -> str:
@@ -106,7 +112,7 @@ def weights(run: topwork.Run) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------- what is left behind
 
 
-def test_a_run_is_six_files(finished: Finished) -> None:
+def test_a_run_is_these_files_and_no_other(finished: Finished) -> None:
     assert files(finished.run.path) == RUN_FILES
     assert {p.name for p in finished.run.path.parent.iterdir()} == {"photos", "run", "cache"}
 

@@ -473,7 +473,9 @@ def evaluate(
 @app.command()
 def explain(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them; or one table.")
+    ],
     class_: Annotated[
         str | None, typer.Option("--class", metavar="NAME", help="The class to explain (default: the answer).")
     ] = None,
@@ -485,7 +487,10 @@ def explain(
 ) -> None:
     """Where the model looked: a picture of each image with what speaks for the class and against it."""
     console, _ = _screen(json)
-    files = _files(images)
+    from topwork import batch
+
+    asked = batch.of(images)
+    files = asked.names
     if out is not None and out.suffix.lower() == ".png" and not out.is_dir():
         if out.exists():
             raise UsageError(f"--out {out}: exists already and is not overwritten; name another file")
@@ -497,19 +502,20 @@ def explain(
     from topwork.errors import ImageError
 
     said: list[dict[str, Any]] = []
-    for file, found in zip(files, explained.each(run, files, class_), strict=True):
+    for file, found in zip(files, explained.each(run, files, class_, asked.read), strict=True):
         if isinstance(found, ImageError):
-            said.append({"source": str(file), "error": str(found)})
+            said.append({"source": file, "error": str(found)})
             if not json:
-                console.print(f"{escape(str(file))}  [red]{escape(str(found))}[/]", highlight=False, soft_wrap=True)
+                console.print(f"{escape(file)}  [red]{escape(str(found))}[/]", highlight=False, soft_wrap=True)
             continue
-        picture = explained.draw(found, str(file), out)
+        picture = explained.draw(found, file, out)
         said.append(explained.told(found, picture))
         if not json:
             given = ", ".join(f"[bold]{escape(c)}[/]  {found.prediction.probabilities[c]:.1%}" for c in
                               found.prediction.labels) or "no label"  # fmt: skip
-            asked = f"  (explained: {escape(found.cls)}  {found.probability:.1%})" if class_ is not None else ""
-            console.print(f"{escape(str(file))}  {given}{asked}", highlight=False, soft_wrap=True)
+            strange = "  [yellow]unlike the images learnt from[/]" if found.prediction.unknown else ""
+            also = f"  (explained: {escape(found.cls)}  {found.probability:.1%})" if class_ is not None else ""
+            console.print(f"{escape(file)}  {given}{also}{strange}", highlight=False, soft_wrap=True)
             console.print(f"  picture  {escape(str(picture))}", highlight=False, soft_wrap=True)
             for n in found.nearest:
                 console.print(f"  like     {escape(n.path)}  {escape(n.label)}  [dim]{n.similarity:.2f}[/]",

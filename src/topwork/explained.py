@@ -52,18 +52,26 @@ def explain(run: Run | str | Path, image: Source, cls: str | None = None) -> Exp
 
 
 def each(
-    run: Run | str | Path, sources: Sequence[Source], cls: str | None = None
+    run: Run | str | Path,
+    sources: Sequence[Source],
+    cls: str | None = None,
+    read: Callable[[str], Source] | None = None,
 ) -> Iterator[Explanation | ImageError]:
-    """Like explain, one by one; what is no usable image gives its error and does not end the others."""
+    """Like explain, one by one; what is no usable image gives its error and does not end the others.
+
+    `read`: gives what stands for the image of a source, which is its name then.
+    """
     loaded = run.model if isinstance(run, Run) else model.load(Path(run))
     explanation.checked(loaded.facts, cls)
     near = Learnt.of(run.path if isinstance(run, Run) else Path(run), loaded.known)
     for source in sources:
         try:
-            found, seen = explanation.explain(loaded, source, cls)
+            found, seen = explanation.explain(loaded, source if read is None else read(str(source)), cls)
         except ImageError as error:
             yield error
             continue
+        if read is not None:
+            found = replace(found, prediction=replace(found.prediction, source=str(source)))
         yield replace(found, nearest=near.nearest(seen.pooled)[0]) if near is not None else found
 
 

@@ -535,6 +535,7 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     confusion(console, record.metrics)
     trust(console, record.unknown, record.sets)
     spent = record.spending
+    page = "report.html (open it), " if record.options.pictures else ""
     picture = ", depth.svg" if sum(bool(s.scores) for s in record.backbones) > 1 else ""
     console.print(
         f"\n[bold]Cost[/]  {spent.total_seconds:.1f} s = {spent.cost_fe:.2f} FE (1 FE = decoding and one forward pass"
@@ -545,9 +546,10 @@ def outcome(console: Console, record: RunRecord, folder: str) -> None:
     console.print(f"[bold]Head[/]  {escape(record.head.reason)}", highlight=False)
     console.print(
         f"[bold]Model[/] {_size(record)}{_onnx(record)}\n"
-        f"\n[bold]Files[/] {escape(folder)}/  report.html (open it), model/ (copy it anywhere), run.json,"
+        f"\n[bold]Files[/] {escape(folder)}/  {page}model/ (copy it anywhere), run.json,"
         f" predictions.parquet{picture}\n"
         f"[bold]Next[/]  topwork predict {escape(folder)} NEW/*.jpg\n"
+        f"      topwork explain {escape(folder)} NEW.jpg\n"
         f"      topwork evaluate {escape(folder)} HELD-OUT-FOLDER",
         highlight=False,
     )

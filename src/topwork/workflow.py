@@ -346,7 +346,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
     if o.pictures:
         _looked(run, kept, outcome, watch)
-        _drawn(run)
+        _drawn(run, watch)
     watch.show("run", run)
     return run
 
@@ -367,13 +367,17 @@ def _looked(run: Run, kept: model.Model, outcome: _Outcome, watch: Watch) -> Non
         watch.show("warnings", (f"Where the model looked is not in the report ({said}); the run itself is whole.",))
 
 
-def _drawn(run: Run) -> None:
-    """The run's page, where the room that draws it is there."""
+def _drawn(run: Run, watch: Watch) -> None:
+    """The run's page, where the room that draws it is there. Nothing that goes wrong in it loses the run."""
     try:
         from topwork import report  # noqa: PLC0415 (0.2 s to import; nothing else needs it)
     except ModuleNotFoundError:
         return
-    report.write(run.path)
+    try:
+        report.write(run.path)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        watch.show("warnings", (f"The page was not drawn ({said}); `topwork report {run.path}` draws it.",))
 
 
 def _arms(seen: survey.Survey, m: Measured, decided: Plan, o: Options) -> list[tune.Arm]:
