@@ -6,21 +6,27 @@ import json
 import math
 import re
 import sys
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from pyarrow import parquet
 
+import made_runs
 import topwork
 from conftest import CLASSES, SIZE_PX, Finished
 from topwork import report, workflow
 from topwork.errors import DataError
-from topwork.records import ClassCount, ClassMetrics, RunRecord, decode, encode
-from topwork.report import charts, judged, page
+from topwork.records import ClassCount, ClassMetrics, Preprocessing, RunRecord, decode, encode
+from topwork.report import charts, judged, looks, page
+from topwork.report.changes import changes
 from topwork.report.judged import Judged
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -195,3 +201,83 @@ def test_points_stand_where_their_numbers_say() -> None:
     assert (left, right) == (axes.left, charts.WIDTH - axes.right)
     assert (top, bottom) == (axes.top, axes.height - axes.bottom)
     assert axes.at(10.0, 0.5) == (pytest.approx((left + right) / 2), pytest.approx((top + bottom) / 2))
+
+
+def test_what_an_older_run_lacks_is_left_out(finished: Finished, tmp_path: Path) -> None:
+    """Each file may be missing, or lack a column; what is damaged is told."""
+    run = made_runs.make(finished.run.record, tmp_path, classes=["ants", "bees"], images=30, files=False)
+    text = report.write(run).read_text()
+    assert all(f'id="{section}"' in text for section in ("map", "believe", "change", "heat"))
+    assert facts(text)["near"]
+    (run / "known.parquet").unlink()
+    assert looks.explained(run)[0].nearest[0][1] == ""
+    parquet.write_table(parquet.read_table(run / "explained.parquet").drop_columns(["map"]), run / "explained.parquet")
+    (run / "embedding.parquet").unlink()
+    record = replace(decode((run / "run.json").read_bytes(), RunRecord, where="here"), unknown=None, sets=None)
+    (run / "run.json").write_bytes(encode(replace(record, metrics=replace(record.metrics, reliability=()))))
+    text = report.write(run).read_text()
+    Checked(text)
+    assert not any(f'id="{section}"' in text for section in ("map", "believe", "heat"))
+    assert 'id="change"' in text
+    (run / "explained.parquet").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"explained\.parquet: damaged"):
+        report.write(run)
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), scale=st.floats(1e-3, 1e3))
+def test_heat_keeps_signs_and_order_whatever_the_scale(values: list[float], scale: float) -> None:
+    steps = np.frombuffer(b64decode(looks._steps(values)), np.int8).astype(int)
+    assert (steps * np.array(values) >= 0).all()
+    order = np.argsort(values)
+    assert (np.diff(steps[order]) >= 0).all()
+    again = np.frombuffer(b64decode(looks._steps([scale * v for v in values])), np.int8)
+    assert abs(again - steps).max() <= 1  # of rounding
+
+
+def test_something_would_always_change_the_answer(finished: Finished, tmp_path: Path) -> None:
+    record = finished.run.record
+    bare = replace(record, growth=None, groups=None, tuning=None, suspects=None, shortcuts=())
+    assert [name for name, _ in changes(bare)][:2] == ["More images", "Another cut"]
+    run = made_runs.make(record, tmp_path, classes=["a", "b"], images=30, files=False)
+    full = dict(changes(decode((run / "run.json").read_bytes(), RunRecord, where="here")))
+    assert {"More images", "Another budget", "Better labels", "Other photographs", "New scenes"} <= full.keys()
+    assert all(full.values())
+
+
+@given(seed=st.integers(0, 1000), letters=st.integers(1, 40), c=st.integers(1, 30))
+def test_names_on_the_map_hide_no_other_and_stay_inside(seed: int, letters: int, c: int) -> None:
+    rng = np.random.default_rng(seed)
+    places = {f"{k}" + letters * "n": [tuple(rng.uniform(0, 400, 2))] for k in range(c)}
+    found = re.findall(r'<text class="place( fine)?" x="([^"]+)" y="([^"]+)">([^<]*)', charts._names(places))
+    assert bool(found) == (c <= charts.NAMED)
+    half, line = charts.SMALL_LETTER / 2, charts.SMALL_LINE
+    boxes = [(float(x) - half * len(n), float(y), float(x) + half * len(n), float(y) + line) for _, x, y, n in found]
+    assert all(a[0] >= -0.1 and a[2] <= charts.MAP[0] + 0.1 for a in boxes)
+    shrunk = [(a + 0.2, b + 0.2, c - 0.2, d - 0.2) for a, b, c, d in boxes]  # places are rounded
+    assert not any(charts._meet(a, b) for i, a in enumerate(shrunk) for b in shrunk[:i])
+
+
+def test_pictures_keep_within_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, seen = np.random.default_rng(0), Preprocessing(64, 64, "bilinear", (0.0,) * 3, (1.0,) * 3)
+    paths = [f"{i}.jpg" for i in range(8)]
+    for i, path in enumerate(paths):
+        made_runs.photo(tmp_path / path, i, rng, 80)
+    whole = judged.thumbnails(str(tmp_path), ["gone.jpg", *paths], paths[:1], seen)
+    assert list(whole) == paths
+    widths = [Image.open(BytesIO(b64decode(v))).width for v in whole.values()]
+    assert widths == [judged.LARGE_PX, *[judged.SMALL_PX] * 7]
+    monkeypatch.setattr(judged, "PICTURE_BYTES", sum(map(len, [*whole.values()][:3])))
+    assert list(judged.thumbnails(str(tmp_path), paths, paths[:1], seen)) == paths[:3]
+    monkeypatch.undo()
+    monkeypatch.setattr(judged, "BLOCK", 2)
+    monkeypatch.setattr(judged, "READ_BYTES", 1)
+    assert list(judged.thumbnails(str(tmp_path), paths, [], seen)) == paths[:2]
+
+
+def test_more_images_than_there_is_room_for_keep_the_mistakes(finished: Finished, seen: Judged,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    wrong = replace(seen, predicted=np.where(np.arange(len(seen.paths)) == 5, (seen.label + 1) % 3, seen.label))
+    monkeypatch.setattr(page, "ROW_BYTES", 60)
+    rows = facts(page.html(finished.run.record, wrong))["images"]
+    assert isinstance(rows, list)
+    assert [r[0] for r in rows] == [seen.paths[5]]

@@ -371,26 +371,27 @@ def _names(places: dict[str, list[tuple[float, float]]]) -> Markup:
         return Markup("")
     for label, at in sorted(places.items(), key=lambda item: -len(item[1])):
         name = label if len(label) <= LETTERS else f"{label[: LETTERS - 1]}…"
+        half = LETTER * len(name) / 2  # it stays inside the map
         x, y = median(a for a, _ in at), median(b for _, b in at)
-        fits, fine = _box(name, x, y, LETTER, LINE), _box(name, x, y, SMALL_LETTER, SMALL_LINE)
-        narrow = not any(_meet(fits, other) for other in taken)
-        if not name or (not narrow and any(_meet(fine, other) for other in small)):
+        x = min(max(x, half), MAP[0] - half)
+        fine = _box(name, x, y, SMALL_LETTER, SMALL_LINE)
+        if not name or any(_meet(fine, other) for other in small):
             continue
         small.append(fine)
-        taken += [fits] if narrow else []
-        middle = (fits[0] + fits[2]) / 2 if narrow else (fine[0] + fine[2]) / 2
+        large = _box(name, x, y, LETTER, LINE)
+        narrow = not any(_meet(large, other) for other in taken)
+        taken += [large] if narrow else []
         found.append(
             Markup('<text class="place{}" x="{}" y="{}">{}</text>').format(
-                "" if narrow else " fine", _short(middle), _short(y + 4), name
+                "" if narrow else " fine", _short(x), _short(y + 4), name
             )
         )
     return Markup("").join(found)
 
 
 def _box(name: str, x: float, y: float, letter: float, line: float) -> tuple[float, float, float, float]:
-    """What a name takes: left, top, right, bottom. It stays inside the map."""
+    """What a name takes: left, top, right, bottom."""
     half = letter * len(name) / 2
-    x = min(max(x, half), max(half, MAP[0] - half))
     return x - half, y - line / 2, x + half, y + line / 2
 
 
