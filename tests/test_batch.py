@@ -225,9 +225,7 @@ def test_other_images_or_another_model_do_not_go_on(
         write(asked, stopping(found, BATCH + 3), out, lanes=1)
     before = (tmp_path / ".out.csv.part").read_bytes()
     fewer = batch.Images(found.names[:-1], found.read)
-    with pytest.raises(
-        UsageError, match=r"other images or another model, or other options, waits in .*\.out\.csv\.part"
-    ):
+    with pytest.raises(UsageError, match=r"other images or another model.* waits in .*\.out\.csv\.part"):
         batch.write(asked, fewer if what == "images" else found, out, model="m" if what == "images" else "other")
     assert (tmp_path / ".out.csv.part").read_bytes() == before
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,18 @@ def test_what_needs_pytorch_says_so(finished: Finished) -> None:
     assert ran.returncode == MissingError.exit_code
     assert "pip install topwork" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_small_distribution_is_the_same_one_with_fewer_dependencies() -> None:
+    """runtime/pyproject.toml: same version, same command, the same bounds, and nothing that only training needs."""
+    root = Path(__file__).parents[1]
+    whole, small = (tomllib.loads((root / p / "pyproject.toml").read_text())["project"] for p in (".", "runtime"))
+    for field in ("version", "requires-python", "license", "scripts"):
+        assert small[field] == whole[field]
+    assert set(small["dependencies"]) <= set(whole["dependencies"])
+    names = {d.partition(">")[0] for d in small["dependencies"]}
+    assert names == {"numpy", "pillow", "onnxruntime", "msgspec", "typer", "rich"}
+    assert not names & set(HEAVY)
 
 
 # ---- what is no model

@@ -311,7 +311,10 @@ def _quantise(graph: Path, file: Path, learnt: Pixels) -> None:
 
 
 def _outside(loaded: Any) -> list[str]:
-    """Nodes before the first convolution and after the first pooling to one value: normalisation and head."""
+    """Nodes before the first convolution and after the first pooling to one value: normalisation and head.
+
+    And those that compute with sizes (padding), which no rounding may touch.
+    """
     kinds = [n.op_type for n in loaded.graph.node]
     first = kinds.index("Conv")
     pooled: set[str] = set()
@@ -321,6 +324,14 @@ def _outside(loaded: Any) -> list[str]:
             pooled |= set(node.output)
             after.append(node.name)
     inside = {n.name for n in loaded.graph.node if n.op_type == "Conv"}  # of squeeze and excitation, too
+    sizes: set[str] = set()
+    constant = {t.name for t in loaded.graph.initializer}
+    for node in loaded.graph.node:
+        if node.op_type == "Constant":
+            constant |= set(node.output)
+        elif node.op_type == "Shape" or (sizes & set(node.input) and set(node.input) <= sizes | constant | {""}):
+            sizes |= set(node.output)
+            after.append(node.name)
     return [n.name for n in loaded.graph.node[:first]] + [n for n in after if n not in inside]
 
 
