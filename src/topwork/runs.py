@@ -92,9 +92,8 @@ def resumable(target: Path, options: Options) -> Iterator[Path]:
     try:
         yield folder
     except TopworkError as error:
-        if fresh and not isinstance(
-            error, LostError
-        ):  # what an earlier interruption left is not lost because its images are out of reach today
+        # What an earlier interruption left is not lost because its images are out of reach today.
+        if fresh and not isinstance(error, LostError):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
