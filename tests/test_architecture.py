@@ -63,7 +63,9 @@ ALLOWED: dict[str, set[str]] = {
     "portable": {"answers", "engine", "model", "runtime"},
     "explanation": {"answers", "images", "known"},  # NumPy alone: whatever computed the scores
     "embedding": set(),
-    "explained": {"embedding", "explanation", "files", "images", "known", "model", "runs", "splits", "stores"},
+    "learnt": {"explanation", "known"},
+    "explained": {"embedding", "explanation", "files", "images", "known", "learnt", "model", "runs", "splits"}
+    | {"stores"},
     "search": {"train", "head", "statistics", "memo"},
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
     "train": {"activations", "engine", "zoo", "head", "statistics"},
@@ -124,7 +126,7 @@ ALLOWED: dict[str, set[str]] = {
     # the front door reads, it computes nothing
     "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
     | {"answers", "asking", "batch", "catalogue", "comparison", "elsewhere", "explained", "faults", "images"}
-    | {"report", "runtime", "serve"},
+    | {"learnt", "report", "runtime", "serve"},
     "__main__": {"cli"},
     "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"}  # lazily
     | {"comparison", "elsewhere", "explained", "explanation", "records"},

@@ -17,7 +17,8 @@ import topwork
 from conftest import SIZE_PX, Finished, Log, WritePhotos
 from topwork import explained, explanation, images, runs, workflow
 from topwork.errors import DataError, ImageError, UsageError
-from topwork.explained import BATCH, MISTAKES, NEAREST, SHOWN, Learnt, worth_seeing
+from topwork.explained import BATCH, MISTAKES, SHOWN, worth_seeing
+from topwork.learnt import NEAREST, Learnt
 from topwork.runs import Run
 
 

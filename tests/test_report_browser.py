@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,11 @@ from typing import Any
 import pytest
 
 import made_runs
-from conftest import Finished
+from conftest import Finished, barriers, in_a_browser
 from topwork import report
 from topwork.report import judged
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-AXE = importlib.util.find_spec("axe_playwright_python")  # brings Playwright; of its own only the file of axe is used
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian: apt install chromium)"),
-    pytest.mark.skipif(AXE is None, reason="needs axe (pip install -e '.[dev]')"),
-]
+pytestmark = in_a_browser
 
 DESKTOP, PHONE = 1280, 390
 PAPER = 718  # px of an A4 page between margins of 10 mm
@@ -36,16 +27,6 @@ MADE: dict[str, dict[str, Any]] = {
 }
 
 Opened = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +67,6 @@ def opened(browser: Any, drawn: Callable[[str], Path]) -> Iterator[Opened]:
 @pytest.mark.parametrize("name", ["a real run", *MADE])
 def test_a_page_is_clean_in_both_schemes_and_at_both_widths(opened: Opened, name: str) -> None:
     page = opened(name)
-    assert AXE is not None and AXE.origin is not None
-    page.evaluate(Path(AXE.origin).with_name("axe.min.js").read_text())
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert page.evaluate("document.documentElement.outerHTML.length") < 5e6
     paper = {}
@@ -99,17 +78,7 @@ def test_a_page_is_clean_in_both_schemes_and_at_both_widths(opened: Opened, name
         for width in (DESKTOP, PHONE):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-            bad = [
-                (
-                    v["id"],
-                    v["help"],
-                    len(v["nodes"]),
-                    v["nodes"][0]["html"][:200],
-                    v["nodes"][0]["failureSummary"][:300],
-                )
-                for v in found["violations"]
-            ]
+            bad = barriers(page)
             assert bad == [], f"{scheme}, {width} px"
     assert paper["light"] > 700  # of 765: the scheme was followed
     assert paper["dark"] < 100

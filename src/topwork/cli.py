@@ -842,11 +842,12 @@ def _asked(run: Path, *, many: bool) -> tuple[Asked, Callable[[], str]]:
 
 def _remembered(run: Path, loaded: Asked) -> Any:
     """The training images that a run remembers, where they can be read."""
+    from topwork.learnt import Learnt
+
     try:
-        from topwork.explained import Learnt
+        return Learnt.of(run, loaded.known)
     except ModuleNotFoundError:  # topwork-runtime without Parquet
         return None
-    return Learnt.of(run, loaded.known)
 
 
 def _sizes(given: list[str] | None) -> list[Any] | None:

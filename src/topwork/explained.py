@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork import embedding, explanation, images, known, model, splits, stores
-from topwork.errors import DataError, ImageError, UsageError
-from topwork.explanation import Explanation, Floats, Neighbour
+from topwork.errors import ImageError, UsageError
+from topwork.explanation import Explanation, Floats
 from topwork.files import write as write_whole
 from topwork.images import Source
-from topwork.known import Known
+from topwork.learnt import Learnt, columns_of
 from topwork.model import Model
 from topwork.runs import Run
 from topwork.watch import SILENT, Watch
 
-EXPLAINED, EMBEDDING, KNOWN = "explained.parquet", "embedding.parquet", "known.parquet"
+EXPLAINED, EMBEDDING = "explained.parquet", "embedding.parquet"
 PREDICTIONS = "predictions.parquet"
 
 MISTAKES, SHOWN = 24, 36
@@ -31,9 +31,6 @@ class in turn. Nobody looks at more, and a pass over so many takes a second or t
 
 MAPPED = 1000
 """Images on the map of a run: more would hide each other, and it takes a second or two for these (bench/explain.py)."""
-
-NEAREST = 5
-"""Training images that are shown with an explanation."""
 
 BATCH = 12  # images at once: of all their maps at full resolution, some 100 MB at cuts near the input
 
@@ -109,45 +106,6 @@ def told(found: Explanation, picture: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Learnt:
-    """The training images that a run remembers: what they look like to its model, and which they are."""
-
-    def __init__(self, features: Known, paths: Sequence[str], labels: Sequence[str]) -> None:
-        self.features, self.paths, self.labels = features, tuple(paths), tuple(labels)
-        self.rows = {path: row for row, path in enumerate(self.paths)}
-
-    @classmethod
-    def of(cls, folder: Path, features: Known | None) -> Learnt | None:
-        """Of a run's folder, or of the model folder inside it; None where it does not say which images they are.
-
-        Raises DataError where what it remembers is damaged.
-        """
-        home = folder if (folder / "model").is_dir() else folder.absolute().parent
-        file = home / KNOWN
-        if features is None or not file.is_file():
-            return None
-        columns = _columns(file, "path", "label")
-        if len(columns["path"]) != len(features.features):
-            raise DataError(
-                f"{file}: {len(columns['path'])} images, expected {len(features.features)} as {known.FILE} has; copy"
-                " the run's folder anew, or fit again"
-            )
-        return cls(features, columns["path"], columns["label"])
-
-    def nearest(self, pooled: Floats, but: Sequence[str] = ()) -> list[tuple[Neighbour, ...]]:  # (b, d)
-        """The NEAREST of these to each of b images, the most similar first; without `but`, the images' own paths."""
-        rows, similarity = self.features.nearest(pooled, NEAREST + bool(but))
-        own = but or [""] * len(rows)
-        return [
-            tuple(
-                Neighbour(self.paths[r], self.labels[r], float(s))
-                for r, s in zip(row, near, strict=True)
-                if self.paths[r] != path
-            )[:NEAREST]
-            for row, near, path in zip(rows, similarity, own, strict=True)
-        ]
-
-
 def write(
     run: Run, kept: Model, pooled: Callable[[Sequence[str]], Floats] | None = None, watch: Watch = SILENT
 ) -> None:
@@ -206,7 +164,7 @@ def worth_seeing(
 
 def _chosen(folder: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
     """Paths of the judged images that are worth seeing, and the class to explain in each."""
-    columns = _columns(folder / PREDICTIONS)
+    columns = columns_of(folder / PREDICTIONS)
     number = {name: k for k, name in enumerate(classes)}
     shares = np.array(columns["probabilities"], dtype=np.float64).reshape(-1, len(classes))
     sides = []
@@ -223,8 +181,8 @@ def _mapped(run: Run, learnt: Learnt | None) -> tuple[list[str], list[str]]:
 
     Among the judged ones, and among the others, those that are remembered come first.
     """
-    columns = _columns(run.path / splits.NAME, "path", "label")
-    judged = set(_columns(run.path / PREDICTIONS, "path")["path"])
+    columns = columns_of(run.path / splits.NAME, "path", "label")
+    judged = set(columns_of(run.path / PREDICTIONS, "path")["path"])
     _, labels = np.unique(np.array(columns["label"], dtype=np.str_), return_inverse=True)
     rank = np.array([2 * (p not in judged) + (learnt is None or p not in learnt.rows) for p in columns["path"]], int)
     rows = np.zeros(0, dtype=np.int64)
@@ -322,16 +280,3 @@ def _write_table(file: Path, table: Any) -> None:
     out = BytesIO()
     parquet.write_table(table, out)
     write_whole(file, out.getvalue())
-
-
-def _columns(file: Path, *names: str) -> dict[str, list[Any]]:
-    """Columns of a Parquet file of a run, by default all. Raises DataError where they are not there."""
-    from pyarrow import ArrowException, parquet  # noqa: PLC0415
-
-    try:
-        found: dict[str, list[Any]] = parquet.read_table(file, columns=list(names) or None).to_pydict()
-    except (OSError, ArrowException) as error:
-        raise DataError(f"{file}: cannot be read ({error}); copy the run's folder anew, or fit again") from error
-    if missing := set(names) - found.keys():
-        raise DataError(f"{file}: no column {', '.join(sorted(missing))}; copy the run's folder anew, or fit again")
-    return found
