@@ -9,17 +9,20 @@ import re
 import socket
 import threading
 import time
+import tomllib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import schemathesis
+import typer
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,7 +31,7 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
 
-from topwork import answers, images
+from topwork import answers, cli, images
 from topwork.answers import Seen
 from topwork.asking import Asked
 from topwork.errors import UsageError
@@ -624,3 +627,32 @@ schema = schemathesis.openapi.from_asgi(
 def test_the_document_is_kept_whatever_is_asked(case: Any) -> None:
     """Requests made from the OpenAPI document, valid and not: no 500, and every answer as the document says."""
     case.call_and_validate(excluded_checks=[positive_data_acceptance])  # made-up bytes are no images, and told so
+
+
+# ---- the container
+
+
+def test_the_container_is_built_from_what_is_there() -> None:
+    """No engine is at hand to build it: what it names must exist, and its entry be a command with such options."""
+    root = Path(__file__).parents[1]
+    text = (root / "docker" / "Dockerfile").read_text()
+    ignored = (root / ".dockerignore").read_text().split()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.M):
+        *sources, _ = line.split()
+        assert all((root / s).exists() and s not in ignored for s in sources), line
+    runtime = tomllib.loads((root / "runtime" / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"(?:runtime|topwork-runtime)\[([\w,]+)\]", text):
+        assert set(extras.split(",")) <= runtime["optional-dependencies"].keys()
+    entry, models = (json.loads(m) for m in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.+\])$", text, re.M))
+    made = typer.main.get_command(cli.app).commands["serve"].make_context("serve", [*entry[2:], *models])  # type: ignore[attr-defined]
+    assert entry[:2] == ["topwork", "serve"]
+    assert made.params["host"] == "0.0.0.0" and made.params["runs"] == models
+    port = re.search(r"EXPOSE (\d+)", text)
+    assert port is not None and int(port[1]) == made.params["port"]
+
+
+def test_the_small_distribution_asks_for_what_the_server_needs() -> None:
+    root = Path(__file__).parents[1]
+    small = tomllib.loads((root / "runtime" / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    whole = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(whole["serve"]) | {"safetensors>=0.4.3"} == set(small["serve"])
