@@ -31,6 +31,7 @@ import common
 ROUNDS, CLIENTS = 3, 32
 SECONDS = 8.0  # of each measurement
 MUTATED = 10_000
+VARIANTS: tuple[tuple[str, dict[str, int]], ...] = (("as it is", {}), ("one by one", {"batch": 1}))
 
 
 @dataclass
@@ -85,8 +86,8 @@ def throughput(run: Path, contents: Sequence[bytes], rounds: int, seconds: float
     bares = []
     for _ in range(rounds):
         bares.append(bare(run, contents, seconds))
-        for name, batch in (("in batches", None), ("one by one", 1)):
-            with server(run, batch=batch) as (port, _):
+        for name, options in VARIANTS:
+            with server(run, **options) as (port, _):
                 asyncio.run(closed(port, contents, 2, 0.5))
                 many = asyncio.run(closed(port, contents, CLIENTS, seconds))
                 rows.setdefault(f"{CLIENTS} clients, {name}", []).append(many)
@@ -98,7 +99,7 @@ def throughput(run: Path, contents: Sequence[bytes], rounds: int, seconds: float
             f"{name:>24}: {statistics.median(f.rate for f in found):.1f} images/s, {statistics.median(shares):.2f} of"
             f" bare; p50 {statistics.median(f.ms(0.5) for f in found):.0f} ms, p99"
             f" {statistics.median(f.ms(0.99) for f in found):.0f} ms"
-            + ("   (bound: 0.85 of bare)" if name == f"{CLIENTS} clients, in batches" else "")
+            + ("   (bound: 0.85 of bare)" if name == f"{CLIENTS} clients, as it is" else "")
         )
 
 
@@ -309,12 +310,12 @@ async def open_loop(port: int, contents: Sequence[bytes], rate: float, seconds: 
 
 
 @contextmanager
-def server(run: Path, batch: int | None = None) -> Iterator[tuple[int, int]]:
-    """`topwork serve` in a process of its own: its port and its number. `batch`: images together at most."""
+def server(run: Path, **options: int) -> Iterator[tuple[int, int]]:
+    """`topwork serve` in a process of its own: its port and its number. `options`: of `serve`."""
     code = (
         "import sys\nfrom topwork import runtime, serve\n"
         "serve.serve([sys.argv[1]], runtime.load, port=0, ready=lambda a: print(a, flush=True)"
-        f"{'' if batch is None else f', batch={batch}'})"
+        f"{''.join(f', {k}={v}' for k, v in options.items())})"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
     try:

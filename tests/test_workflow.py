@@ -95,7 +95,9 @@ def table(run: topwork.Run) -> dict[str, list[Any]]:
 def timeless(record: RunRecord) -> RunRecord:
     """A record less its clock, its name, and what was in the cache before."""
     model = replace(record.model, latency_ms=0.0, whole_latency_ms=0.0)
-    onnx = None if record.onnx is None else replace(record.onnx, seconds=0.0)
+    onnx = (
+        None if record.onnx is None else replace(record.onnx, seconds=0.0, bytes=0)
+    )  # model.json is in it, cost and all
     return replace(record, created="", name="", model=model, onnx=onnx, spending=Spending({}, 0, 0, 0, 0, 0))
 
 

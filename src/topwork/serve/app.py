@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from topwork.serve.batching import MOST
+from topwork.serve.batching import LANES, MOST
 from topwork.serve.desk import Desk, Sent, Served, Wanted, about
 from topwork.serve.guard import GONE, Guard, Limits, Refused, problem
 from topwork.serve.metrics import Counted
@@ -43,15 +43,15 @@ PAGE = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javas
 
 def create(
     served: Mapping[str, Served], *, limits: Limits | None = None, key: str | None = None,
-    hosts: frozenset[str] = frozenset(), batch: int = MOST,
+    hosts: frozenset[str] = frozenset(), batch: int = MOST, lanes: int = LANES,
 ) -> Guard:  # fmt: skip
     """The ASGI application over models that are loaded. The first one answers where none is named.
 
     `key`: what must be sent with every request but the page's own; None: nothing. `hosts`: names that it answers to;
-    none: all. `batch`: images computed together at most.
+    none: all. `batch`: images computed together at most; `lanes`: batches of one model at once.
     """
     limits, counted = limits or Limits(), Counted()
-    desk = Desk(served, limits, counted, batch=batch)
+    desk = Desk(served, limits, counted, batch=batch, lanes=lanes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

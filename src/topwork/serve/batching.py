@@ -21,6 +21,9 @@ from topwork.answers import Seen
 MOST = 8
 """Images in a batch at most: on a CPU larger ones gain nothing, and whoever is in one waits for all of it."""
 
+LANES = 1
+"""Batches of one model at once."""
+
 See = Callable[[NDArray[np.uint8]], Seen]
 
 
@@ -45,14 +48,17 @@ class _Waiting:
 class Batcher:
     """One model's queue. All methods but the model itself run in the event loop's thread."""
 
-    def __init__(self, see: See, *, room: int, most: int = MOST, told: Callable[[Batch], None] | None = None) -> None:
+    def __init__(
+        self, see: See, *, room: int, most: int = MOST, lanes: int = 1, told: Callable[[Batch], None] | None = None
+    ) -> None:
         self._see, self._most, self._told = see, most, told or (lambda batch: None)
+        self._lanes = lanes
         self._room = room
         self.taken = 0  # images that have a place: being decoded, waiting or being computed
         self._waiting: deque[_Waiting] = deque()
         self._some = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._runner: asyncio.Task[None] | None = None
+        self._workers = ThreadPoolExecutor(lanes, thread_name_prefix="model")
+        self._runners: list[asyncio.Task[None]] = []
 
     def take(self, images: int) -> None:
         """Places for so many images, or FullError. `give_back` when their request is over, however it ends."""
@@ -66,19 +72,19 @@ class Batcher:
 
     async def see(self, pixels: NDArray[np.uint8]) -> Seen:  # (h, w, 3)
         """What the model sees in one image: a Seen of one row. Whatever the model raises is raised here."""
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.create_task(self._run())
+        if not self._runners:
+            self._runners = [asyncio.create_task(self._run()) for _ in range(self._lanes)]
         waiting = _Waiting(pixels, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._some.set()
         return await waiting.answer
 
     async def close(self) -> None:
-        """End the thread; what still waits is given up."""
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
-        self._worker.shutdown(wait=True)
+        """End the threads; what still waits is given up."""
+        for runner in self._runners:
+            runner.cancel()
+        await asyncio.gather(*self._runners, return_exceptions=True)
+        self._workers.shutdown(wait=True)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -90,7 +96,7 @@ class Batcher:
                 continue
             start = time.perf_counter()
             try:
-                seen = await loop.run_in_executor(self._worker, self._see, np.stack([w.pixels for w in batch]))
+                seen = await loop.run_in_executor(self._workers, self._see, np.stack([w.pixels for w in batch]))
             except Exception as error:
                 for w in batch:
                     if not w.answer.done():
@@ -102,9 +108,10 @@ class Batcher:
                     w.answer.set_result(_row(seen, i))
 
     def _next(self) -> list[_Waiting]:
-        """The oldest ones that are still asked for, at most a batch."""
+        """The oldest ones that are still asked for, at most a batch, and no more than leaves the other lanes theirs."""
         found: list[_Waiting] = []
-        while self._waiting and len(found) < self._most:
+        share = min(self._most, -(-len(self._waiting) // self._lanes))
+        while self._waiting and len(found) < share:
             w = self._waiting.popleft()
             if not w.answer.done():  # else its request has ended: nobody would read it
                 found.append(w)

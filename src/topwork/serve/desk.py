@@ -21,7 +21,7 @@ from topwork.asking import Asked
 from topwork.errors import ImageError, UsageError
 from topwork.explanation import Neighbour
 from topwork.records import ModelFacts
-from topwork.serve.batching import MOST, Batcher, FullError
+from topwork.serve.batching import LANES, MOST, Batcher, FullError
 from topwork.serve.guard import Limits, Refused
 from topwork.serve.metrics import Counted
 from topwork.serve.schema import About, Answer, Answers, Like
@@ -71,8 +71,10 @@ class Sent:
 class Desk:
     """The models, a queue for each, and the threads that decode."""
 
-    def __init__(self, served: Mapping[str, Served], limits: Limits, counted: Counted, *, batch: int = MOST) -> None:
-        self.served, self._limits, self._counted, self._batch = served, limits, counted, batch
+    def __init__(
+        self, served: Mapping[str, Served], limits: Limits, counted: Counted, *, batch: int = MOST, lanes: int = LANES
+    ) -> None:
+        self.served, self._limits, self._counted, self._batch, self._lanes = served, limits, counted, batch, lanes
         self.batchers: dict[str, Batcher] = {}
         self._decoders: ThreadPoolExecutor | None = None
 
@@ -81,7 +83,11 @@ class Desk:
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         for name, s in self.served.items():
             batcher = Batcher(
-                s.model.see, room=self._limits.waiting, most=self._batch, told=partial(self._counted.batch, name)
+                s.model.see,
+                room=self._limits.waiting,
+                most=self._batch,
+                lanes=self._lanes,
+                told=partial(self._counted.batch, name),
             )
             side = s.model.facts.preprocessing.crop_px
             await batcher.see(np.zeros((side, side, 3), dtype=np.uint8))

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from topwork.asking import Asked
 from topwork.errors import UsageError
 from topwork.serve.app import create
-from topwork.serve.batching import MOST
+from topwork.serve.batching import LANES, MOST
 from topwork.serve.desk import Learnt, Served
 from topwork.serve.guard import Limits
 
@@ -71,19 +71,21 @@ def serve(
     runs: Sequence[str | Path], load: Callable[[Path], Asked], remember: Remember = lambda _, __: None, *,
     host: str = LOOPBACK[0], port: int = 8000, key: str | None = None, limits: Limits | None = None,
     ready: Callable[[str], None] | None = None, log: str = "warning", batch: int = MOST,
+    lanes: int = LANES,
 ) -> None:  # fmt: skip
     """Serve the models of runs until it is told to stop (Ctrl-C, SIGTERM); what was taken is answered first.
 
     `runs`: folders, or NAME=FOLDER; else a model is called as its folder is. `load`: how a model is read from its
     folder; `remember`: which training images the folder and its model remember. `host`: loopback by default, so that
-    nothing outside the machine can ask. `ready` is told the address. `batch`: images computed together at most.
+    nothing outside the machine can ask. `ready` is told the address. `batch`: images computed together at most;
+    `lanes`: batches of one model at once.
     Raises UsageError where two models have one name or the port is taken, DataError where a folder holds no model.
     """
     listening = _listening(host, port)  # before the models are loaded
     try:
         served = named(runs, load, remember)
         hosts = frozenset({*LOOPBACK, "[::1]"}) if host in LOOPBACK else frozenset()
-        app = create(served, limits=limits, key=key, hosts=hosts, batch=batch)
+        app = create(served, limits=limits, key=key, hosts=hosts, batch=batch, lanes=lanes)
         config = uvicorn.Config(
             app, http=_Timed, ws="none", log_level=log, access_log=log == "info", lifespan="on",
             timeout_graceful_shutdown=STOP_SECONDS, server_header=False,
