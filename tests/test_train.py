@@ -41,8 +41,8 @@ SURGICAL = replace(LAST, strategy="surgical", unfreeze="stem")
 
 
 DRAW = 2
-"""Of the views. Where a gradient happens to be near zero, AdamW makes as much of its rounding as of any other: that lifts
-a case or more above the bounds in six of the draws 0 to 7; in this one all lie 30 times below that of the whole."""
+"""Of the views. Where a gradient happens to be near zero, AdamW makes as much of its rounding as of any other: that
+lifts a case or more above the bounds in six of the draws 0 to 7; in this one all lie far below."""
 
 
 @dataclass(frozen=True)
