@@ -610,6 +610,22 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded() -> None:
         run.serve(["nothing"], lambda _: pytest.fail("was loaded"), host="no.such.name.invalid", port=0)
 
 
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    async def accepted() -> int:
+        found: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, w: found.set_result(w), sock=run._listening("127.0.0.1", 0))
+        _, mine = await asyncio.open_connection(*server.sockets[0].getsockname())
+        theirs = await found
+        switched_off: int = theirs.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for writer in (mine, theirs):
+            writer.close()
+            await writer.wait_closed()
+        server.close()
+        return switched_off
+
+    assert asyncio.run(accepted()) != 0
+
+
 def test_a_guard_lets_through_what_is_no_request() -> None:
     assert {"/", "/health"} <= guard.OPEN
 
