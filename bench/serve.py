@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -156,13 +157,15 @@ def overload(run: Path, contents: Sequence[bytes], seconds: float) -> None:
 
 def trouble(run: Path, contents: Sequence[bytes], seconds: float) -> None:
     """One steady client, alone and beside those that trickle, hang up and send bombs."""
+    content = bomb()
     with server(run) as (port, _):
         asyncio.run(closed(port, contents, 1, 1.0))
         alone = asyncio.run(closed(port, contents, 1, seconds))
 
         async def beside() -> Found:
             stop = asyncio.Event()
-            pests = [asyncio.create_task(f(port, stop)) for f in (trickling, hanging_up, bombing) for _ in range(8)]
+            kinds = (trickling, hanging_up, partial(bombing, content=content))
+            pests = [asyncio.create_task(f(port, stop)) for f in kinds for _ in range(8)]
             found = await closed(port, contents, 1, seconds)
             stop.set()
             await asyncio.gather(*pests, return_exceptions=True)
@@ -197,13 +200,18 @@ async def hanging_up(port: int, stop: asyncio.Event) -> None:
         await asyncio.sleep(0.05)
 
 
-async def bombing(port: int, stop: asyncio.Event) -> None:
+def bomb() -> bytes:
     """900 million pixels in 100 KB."""
     out = BytesIO()
     Image.new("1", (30_000, 30_000)).save(out, "PNG")
+    return out.getvalue()
+
+
+async def bombing(port: int, stop: asyncio.Event, content: bytes) -> None:
+    """Bombs, one after the other."""
     while not stop.is_set():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await answer(reader, writer, request(out.getvalue())) == 413
+        assert await answer(reader, writer, request(content)) == 413
         writer.close()
         await asyncio.sleep(0.1)
 
