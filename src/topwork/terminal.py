@@ -134,6 +134,8 @@ class TerminalWatch:
         elif isinstance(fact, Dataset):
             self._several = fact.multi_label
             dataset(self._console, fact)
+        elif what == "answer" and isinstance(fact, Metrics):
+            answer(self._console, fact)
         elif type(fact) in _DRAWN:
             _DRAWN[type(fact)](self._console, fact)
         elif what in _LISTS and isinstance(fact, tuple):
@@ -408,6 +410,16 @@ def trial(console: Console, tried: Trial) -> None:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def answer(console: Console, found: Metrics) -> None:
+    """The result in a line, as soon as it is known."""
+    of = "label-ranking average precision" if found.multi_label is not None else "right"
+    console.print(
+        f"\n[bold]Answer[/]  [bold]{_estimate(found.accuracy)}[/] {of}, {_on(found)}; the model and its page are being"
+        " written",
+        highlight=False,
+    )
 
 
 def metrics(console: Console, found: Metrics) -> None:

@@ -334,6 +334,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         if outcome is None:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
+        watch.show("answer", outcome.metrics)  # what follows is written for later
         with clock.time("trust"), threadpool_limits(1, "blas"):
             kept = _model(decided, outcome)
             trusted = _trusted(outcome, kept, o)
