@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import envs
-import report
+import shown
 
 import common
 
@@ -97,7 +97,7 @@ def main() -> None:
                             file.write(json.dumps(rows[-1]) + "\n")
                         _say(rows[-1])
     seen = [r for r in rows if r["size_px"] == o.size and r["set"] in o.sets and r["peer"] in o.peers]
-    figures = report.show(seen, order=list(PEERS), picture=o.picture)
+    figures = shown.show(seen, order=list(PEERS), picture=o.picture)
     common.finish(
         {
             "bench": "peers", "quick": o.quick, "results": str(o.results), "left_out": left_out, "size_px": o.size,
