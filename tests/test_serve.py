@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import re
 import socket
@@ -12,7 +13,7 @@ import time
 import tomllib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -76,12 +77,14 @@ class Remembering:
 
 
 class Colours(Asked):
-    """A model that says which colour an image has most of. May be told to be slow, or to fail."""
+    """A model that says which colour an image has most of. May be told to wait, or to fail."""
 
-    def __init__(self, *, seconds: float = 0.0, facts: ModelFacts = FACTS) -> None:
-        self.facts, self.seconds = facts, seconds
+    def __init__(self, *, facts: ModelFacts = FACTS) -> None:
+        self.facts = facts
         self.batches: list[int] = []
         self.fails = False
+        self.go_on = threading.Event()  # while it is not set, whatever is computed waits
+        self.go_on.set()
 
     @property
     def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -91,7 +94,7 @@ class Colours(Asked):
         self.batches.append(len(batch))
         if self.fails:
             raise RuntimeError("out of order")
-        time.sleep(self.seconds)
+        assert self.go_on.wait(60)
         maps = batch.astype(np.float32).transpose(0, 3, 1, 2) / 255
         pooled = np.concatenate([maps.mean((2, 3)), maps.max((2, 3))], axis=1)
         return Seen(8 * pooled[:, :3], pooled, (maps,))
@@ -351,26 +354,27 @@ def test_a_model_that_fails_is_a_500_and_the_next_one_is_answered() -> None:
 
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
     model = Colours()
-    with client(model, limits=Limits(answer_seconds=0.05)) as c:
-        model.seconds = 0.5
-        assert "0.05 s" in problem(c.post("/predict", content=RED), 504)
-        model.seconds = 0.0
-        time.sleep(0.6)
+    with client(model, limits=Limits(answer_seconds=1.0)) as c:
+        model.go_on.clear()
+        assert "within 1 s" in problem(c.post("/predict", content=RED), 504)
+        model.go_on.set()
         assert c.post("/predict", content=RED).status_code == 200
 
 
 def test_a_full_queue_says_so_at_once() -> None:
+    """Two of eight have room; the other six are told so while these still wait."""
     model = Colours()
     with client(model, limits=Limits(waiting=2)) as c, ThreadPoolExecutor(8) as pool:
-        model.seconds = 0.4
-        found = list(pool.map(lambda _: c.post("/predict", content=RED), range(8)))
-        refused = [r for r in found if r.status_code == 503]
-        assert {r.status_code for r in found} == {200, 503}
-        assert len(refused) == 6
+        model.go_on.clear()
+        asked = [pool.submit(c.post, "/predict", content=RED) for _ in range(8)]
+        refused = [f.result() for f in itertools.islice(as_completed(asked), 6)]
         for r in refused:
-            assert r.headers["retry-after"] == "1" and "waiting" in problem(r, 503)
-        model.seconds = 0.0
+            assert "waiting" in problem(r, 503) and r.headers["retry-after"] == "1"
+        assert "no room" in problem(c.get("/ready"), 503)
+        model.go_on.set()
+        assert sorted(f.result().status_code for f in asked) == [200, 200, *[503] * 6]
         assert c.post("/predict", content=RED).status_code == 200
+        assert c.get("/ready").status_code == 200
 
 
 def test_too_many_requests_and_too_many_bytes_of_all_are_refused_before_they_are_read() -> None:
@@ -400,11 +404,22 @@ def test_what_waits_while_the_model_computes_goes_in_together() -> None:
     model = Colours()
     with client(model) as c, ThreadPoolExecutor(9) as pool:
         model.batches.clear()
-        model.seconds = 0.2
-        found = list(pool.map(lambda i: c.post("/predict", content=GREEN if i % 2 else RED), range(9)))
+        model.go_on.clear()
+        asked = [pool.submit(c.post, "/predict", content=GREEN if i % 2 else RED) for i in range(9)]
+        until(lambda: 'topwork_images_waiting{model="colours"} 9.0' in c.get("/metrics").text)
+        model.go_on.set()
+        found = [f.result() for f in asked]
     assert [r.json()["results"][0]["label"] for r in found] == ["red", "green"] * 4 + ["red"]
     assert sum(model.batches) == 9
     assert len(model.batches) < 9
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it, half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def batched(images_: int, most: int) -> tuple[list[int], list[float]]:
@@ -445,17 +460,21 @@ def test_places_are_counted() -> None:
 
 
 def test_whoever_gave_up_waiting_is_not_computed() -> None:
-    model = Colours(seconds=0.1)
+    model = Colours()
 
     async def some_give_up() -> None:
         batcher = Batcher(model.see, room=9)
         pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+        model.go_on.clear()
         first = asyncio.create_task(batcher.see(pixels))
-        await asyncio.sleep(0.03)  # it is being computed
+        while not model.batches:  # until it is being computed
+            await asyncio.sleep(0.01)
         later = [asyncio.create_task(batcher.see(pixels)) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # they wait
         for task in later[:2]:
             task.cancel()
+        await asyncio.sleep(0)  # and two no longer do
+        model.go_on.set()
         await first
         await later[2]
         await batcher.close()
@@ -476,9 +495,7 @@ def listening(model: Colours | None = None, learnt: Learnt | None = None, **opti
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: server.started or not thread.is_alive())
     assert server.started
     try:
         yield server.servers[0].sockets[0].getsockname()[:2]
@@ -501,7 +518,7 @@ def answer_of(connection: socket.socket) -> bytes:
 
 
 def test_a_client_that_trickles_is_sent_away_and_others_do_not_notice() -> None:
-    with listening(limits=Limits(read_seconds=0.5)) as at, socket.create_connection(at) as slow:
+    with listening(limits=Limits(read_seconds=1.5)) as at, socket.create_connection(at) as slow:
         slow.sendall(head(len(RED)))
         slow.sendall(RED[:10])
         assert httpx.post(f"http://{at[0]}:{at[1]}/predict", content=RED).status_code == 200
@@ -509,7 +526,7 @@ def test_a_client_that_trickles_is_sent_away_and_others_do_not_notice() -> None:
 
 
 def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "HEAD_SECONDS", 0.4)
+    monkeypatch.setattr(run, "HEAD_SECONDS", 1.5)
     with listening() as at, socket.create_connection(at) as slow, socket.create_connection(at) as silent:
         slow.sendall(b"POST /predict HTTP/1.1\r\nHost: loc")
         assert answer_of(slow).startswith(b"HTTP/1.1 408 ")
@@ -524,10 +541,7 @@ def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:
             with socket.create_connection(at) as gone:
                 gone.sendall(head(len(RED)) + RED[:cut])
         url = f"http://{at[0]}:{at[1]}"
-        deadline = time.monotonic() + 10
-        while "topwork_requests_under_way 0.0" not in httpx.get(f"{url}/metrics").text:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: "topwork_requests_under_way 0.0" in httpx.get(f"{url}/metrics").text)
         assert httpx.post(f"{url}/predict", content=RED).status_code == 200
 
 
@@ -543,9 +557,11 @@ def test_what_was_taken_is_answered_before_it_stops() -> None:
     model = Colours()
     with ThreadPoolExecutor(1) as pool:
         with listening(model) as at:
-            model.seconds = 0.6
-            asked = pool.submit(httpx.post, f"http://{at[0]}:{at[1]}/predict", content=RED)
-            time.sleep(0.25)
+            model.batches.clear()
+            model.go_on.clear()
+            asked = pool.submit(httpx.post, f"http://{at[0]}:{at[1]}/predict", content=RED, timeout=60)
+            until(lambda: bool(model.batches))
+            threading.Timer(0.3, model.go_on.set).start()  # when it has been told to stop
         assert asked.result().json()["results"][0]["label"] == "red"
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://{at[0]}:{at[1]}/health")
