@@ -17,7 +17,7 @@ import pytest
 
 import topwork
 from conftest import Log, write_photos
-from topwork import cli, records, runs, stores
+from topwork import cli, records, runs, stores, workflow
 from topwork.errors import DataError, LostError, UsageError
 from topwork.records import Options
 
@@ -210,6 +210,28 @@ def test_a_place_that_answers_no_more_in_the_middle_of_a_pass_ends_the_run_which
     monkeypatch.setattr(type(fs), "cat_file", real)
     run = topwork.resume(tmp_path / "run")
     assert run.record.data.faults == ()
+    assert left_over(tmp_path) == []
+
+
+def test_images_that_are_gone_once_layers_are_trained_lose_no_training(
+    photos: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are looked at once more, for what they look like to the trained layers."""
+    mine, away = Path(shutil.copytree(photos, tmp_path / "photos")), tmp_path / "away"
+    real = workflow._trained
+
+    def unplugged(*given: Any) -> Any:
+        if mine.exists():
+            mine.rename(away)
+        return real(*given)
+
+    monkeypatch.setattr(workflow, "_trained", unplugged)
+    with pytest.raises(LostError, match=r"none of its images can be read any more.*--resume"):
+        fit(mine, tmp_path)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(workflow, "_trained", real)
+    away.rename(mine)
+    assert tensors(topwork.resume(tmp_path / "run").path) == whole
     assert left_over(tmp_path) == []
 
 

@@ -39,7 +39,7 @@ from topwork import (
 )
 from topwork import known as alike
 from topwork.asking import BATCH
-from topwork.errors import DataError, ImageError, UsageError
+from topwork.errors import DataError, ImageError, LostError, UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
     SCHEMA,
@@ -582,7 +582,11 @@ def _pooled(
             if good:
                 found.append(kept.see(np.stack(good)).pooled)
     if not found:
-        raise DataError(f"{m.dataset.root}: none of its images can be read any more")
+        raise LostError(
+            f"{m.dataset.root}: none of its images can be read any more; the trained layers look at them once again."
+            " What was computed is kept: give the same command again once they are back, or resume the run with"
+            " --resume"
+        )
     return np.array(there, dtype=np.int64), np.concatenate(found)
 
 
