@@ -39,6 +39,8 @@ in_a_browser = [
 ]
 """Marks of tests that open a page."""
 
+os.environ["TOPWORK_DEVICE"] = "cpu"  # oracles compute there; tests/test_accelerator.py takes what it finds
+
 CLASSES = ("bark", "sand", "weave")
 SIZE_PX = 64  # of the backbone's input: a pass over a few dozen images takes a second
 

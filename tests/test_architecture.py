@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"stores"},
     "search": {"train", "head", "statistics", "memo"},
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
-    "train": {"activations", "engine", "zoo", "head", "statistics"},
+    "train": {"activations", "engine", "feed", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan", "ranking"},
     "sides": {"data", "faults", "features", "groups", "images", "memo", "sketches", "stores", "zoo"},
     "survey": {"budget", "data", "faults", "features", "listing", "measurement", "plan", "statistics", "zoo"}

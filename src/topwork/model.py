@@ -20,7 +20,7 @@ from torch import Tensor
 
 from topwork.answers import Seen
 from topwork.asking import Asked
-from topwork.engine import normalisation, pool, prepare
+from topwork.engine import device, exact_arithmetic, normalisation, pool, prepare
 from topwork.errors import DataError, UsageError
 from topwork.known import Known
 from topwork.records import ModelFacts, ModelSize, decode, encode
@@ -32,49 +32,69 @@ LAYERS, WEIGHT, BIAS = "layers.", "head.weight", "head.bias"
 
 
 class Model(Asked):
-    """Kept layers and head, ready to predict."""
+    """Kept layers and head, ready to predict on `on`: by default the accelerator that is here, else the CPU."""
 
     def __init__(
-        self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor, known: Known | None = None
-    ) -> None:
+        self, facts: ModelFacts, backbone: Backbone, weight: Tensor, bias: Tensor, known: Known | None = None,
+        *, on: torch.device | None = None,
+    ) -> None:  # fmt: skip
         self.facts = facts
         self.known = known
+        self.device = on or device()
         self._backbone = backbone
         self._taps = {backbone.index(tap) for tap in facts.taps}
-        self._segments = [prepare(s) for s in backbone.chain.segments[: max(self._taps) + 1]]
-        self._weight, self._bias = weight.float(), bias.float()
-        self._scale, self._shift = normalisation(facts.preprocessing)
+        self._segments = [prepare(s).to(self.device) for s in backbone.chain.segments[: max(self._taps) + 1]]
+        self._weight, self._bias = (t.float().to(self.device) for t in (weight, bias))
+        self._scale, self._shift = (t.to(self.device) for t in normalisation(facts.preprocessing))
+
+    def to(self, on: torch.device) -> Model:
+        """The same model on another device; itself where it is there already."""
+        if on == self.device:
+            return self
+        return Model(self.facts, self._backbone, self._weight, self._bias, self.known, on=on)
 
     @property
     def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Weight (2 channels of all taps, C) and bias (C,); the order of the rows is that of Seen.pooled."""
-        return self._weight.numpy(), self._bias.numpy()
+        return self._weight.cpu().numpy(), self._bias.cpu().numpy()
 
     def see(self, batch: NDArray[np.uint8]) -> Seen:  # batch: (b, h, w, 3)
         """Scores, pooled features and the maps at every tap."""
-        with torch.inference_mode():
+        scores, pooled, maps = self._run(batch)
+        return Seen(scores.cpu().numpy(), pooled.cpu().numpy(), tuple(x.cpu().numpy() for x in maps))
+
+    def glance(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores (b, C) and pooled features (b, 2 channels of all taps) alone: no map leaves an accelerator."""
+        scores, pooled, _ = self._run(batch)
+        return scores.cpu().numpy(), pooled.cpu().numpy()
+
+    def logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:  # batch: (b, h, w, 3)
+        """Scores before the temperature: (b, C)."""
+        return self.glance(batch)[0]
+
+    def _run(self, batch: NDArray[np.uint8]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        with torch.inference_mode(), exact_arithmetic(self.device):
             x, maps = self._pixels(batch), []
             for k, segment in enumerate(self._segments):
                 x = segment(x)
                 if k in self._taps:
                     maps.append(x)
             pooled = torch.cat([pool(x) for x in maps], dim=1)
-            scores = pooled @ self._weight + self._bias
-        return Seen(scores.numpy(), pooled.numpy(), tuple(x.numpy() for x in maps))
+            return pooled @ self._weight + self._bias, pooled, maps
 
     def save(self, folder: Path) -> None:
         """Write model.json, model.safetensors and known.safetensors into a folder that must not exist yet."""
         folder.mkdir(parents=True)
         prefix = self._backbone.prefix(self.facts.cut)
         tensors = {LAYERS + name: t for name, t in _own_names(prefix.state_dict()).items()}
-        tensors |= {WEIGHT: self._weight, BIAS: self._bias}
+        tensors |= {WEIGHT: self._weight.cpu(), BIAS: self._bias.cpu()}
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / FILE)
         (folder / "model.json").write_bytes(encode(self.facts))
         if self.known is not None:
             self.known.save(folder)
 
     def _pixels(self, batch: NDArray[np.uint8]) -> Tensor:  # (b, h, w, 3) to (b, 3, h, w)
-        return (torch.from_numpy(batch).float() * self._scale + self._shift).permute(0, 3, 1, 2)
+        return (torch.from_numpy(batch).to(self.device).float() * self._scale + self._shift).permute(0, 3, 1, 2)
 
 
 def create(facts: ModelFacts, backbone: Backbone, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Model:
@@ -94,6 +114,7 @@ def size(model: Model, folder: Path) -> ModelSize:
 
     Both latencies are of one image and take the same way: prepared segments on the CPU, as many threads as are set.
     """
+    model = model.to(torch.device("cpu"))
     backbone = model._backbone
     kept = len(model._segments)
     rest = [prepare(s) for s in backbone.chain.segments[kept:]]

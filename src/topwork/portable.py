@@ -45,7 +45,7 @@ class Network(nn.Module):
 
     def __init__(self, kept: Model, pool: Callable[[Tensor], Tensor] = graph.pool) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, kept = pool, kept.to(torch.device("cpu"))
         self.segments, self.taps = nn.ModuleList(kept._segments), kept._taps
         self.scale, self.shift = kept._scale, kept._shift
         self.weight, self.bias = kept._weight, kept._bias

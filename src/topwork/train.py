@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from topwork.activations import Store
-from topwork.engine import normalisation, pool
+from topwork.engine import device, exact_arithmetic, normalisation, pool
+from topwork.feed import Feed
 from topwork.head import Exact
 from topwork.records import Cut, Recipe
 from topwork.statistics import class_weights
@@ -158,11 +159,11 @@ def train(
 def predict(network: Network, store: Store, rows: Ints, *, batch: int = 64) -> Floats:
     """Logits of images through their plain view: (len(rows), C)."""
     store.ensure((network.point,), 0)
-    stored, device = store.mapped(network.point, 0), next(network.parameters()).device
+    stored, on = store.mapped(network.point, 0), next(network.parameters()).device
     network.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_arithmetic(on):
         parts = [
-            network(torch.from_numpy(stored[rows[i : i + batch]]).to(device)).double().cpu().numpy()
+            network(torch.from_numpy(stored[rows[i : i + batch]]).to(on)).cpu().double().numpy()
             for i in range(0, len(rows), batch)
         ]
     return np.concatenate(parts) if parts else np.zeros((0, network.head.out_features))
@@ -223,7 +224,7 @@ class _Course:
 
     def __init__(self, task: Task, recipe: Recipe, rows: Ints, start: Exact, seed: int) -> None:
         self.task, self.recipe, self.rows, self.seed = task, recipe, rows, seed
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         self.network = Network(task.store.backbone, recipe, start).to(self.device)
         self.network.train()
         torch.manual_seed(seed)  # for dropout inside a backbone, the only thing that still draws
@@ -232,13 +233,17 @@ class _Course:
             _groups(self.network, task.store.backbone, recipe), weight_decay=recipe.weight_decay, fused=True
         )
         window = max(1.0, recipe.average * self.steps)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / window))  # type: ignore[no-untyped-call]
+        # torch's AveragedModel counts its updates in a tensor, and asks the device for it at each step.
+        self.average, self._towards = copy.deepcopy(self.network), get_ema_multi_avg_fn(1 - 1 / window)  # type: ignore[no-untyped-call]
         weights = class_weights(task.labels[rows], task.classes) if recipe.balance else np.ones(task.classes)
-        self.weights = torch.from_numpy(weights).float().to(self.device)
-        self.labels = torch.from_numpy(task.labels)
+        self.weights = torch.from_numpy(weights).float()
+        self.weights_there = self.weights.to(self.device)
+        self.feed = Feed(lambda number: task.store.mapped(self.network.point, number), task.labels, self.device)
+        self.half = _half(self.device)
         self.micro = recipe.batch
         self.epoch, self.step = 0, 0  # the next step, within the epoch
         self.partial = Epoch(0.0, 0.0)  # of the epoch under way: summed loss and seconds
+        self.losses: list[tuple[Tensor, float]] = []  # of its last steps, on the device, and what each weighs
         self.curve: list[Epoch] = []
 
     @property
@@ -248,29 +253,49 @@ class _Course:
 
     def run_epoch(self, checkpoint: Path | None, watch: Watch) -> None:
         """Go on to the end of this epoch."""
-        stored = self.task.store.mapped(self.network.point, view_number(self.recipe, self.epoch))
+        size = self.recipe.batch
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-        began = saved = time.perf_counter()
-        while self.step < self.steps:
-            batch = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
+        todo = [order[i * size : (i + 1) * size] for i in range(self.step, self.steps)]
+        self.began = saved = time.perf_counter()
+        for x, y, labels in self.feed.batches(view_number(self.recipe, self.epoch), todo):
             self._set_rate()
-            loss = self._learn(torch.from_numpy(stored[batch]), self.labels[batch])
+            self._learn(x, y, labels)
             self.step += 1
-            now = time.perf_counter()
-            self.partial = Epoch(self.partial.loss + loss * len(batch), self.partial.seconds + now - began)
-            began = now
-            watch.advance(len(batch))
-            if checkpoint is not None and now - saved > CHECKPOINT_S and self.step < self.steps:
+            watch.advance(len(labels))
+            if checkpoint is not None and time.perf_counter() - saved > CHECKPOINT_S and self.step < self.steps:
                 self.save(checkpoint)
-                began = saved = time.perf_counter()
+                self.began = saved = time.perf_counter()
+        self._settle()
         self.curve.append(Epoch(self.partial.loss / len(self.rows), self.partial.seconds))
         self.epoch, self.step, self.partial = self.epoch + 1, 0, Epoch(0.0, 0.0)
         if checkpoint is not None:
             self.save(checkpoint)
 
+    def _settle(self) -> None:
+        """Count what was learnt since the last time. Only here is an accelerator waited for."""
+        if not self.losses:
+            return
+        told = torch.stack([loss for loss, _ in self.losses]).tolist()
+        loss = self.partial.loss
+        for value, (_, share) in zip(told, self.losses, strict=True):
+            loss += value * share
+        now = time.perf_counter()
+        self.partial = Epoch(loss, self.partial.seconds + now - self.began)
+        self.losses, self.began = [], now
+
     def averaged(self) -> Network:
         """The network with the averaged weights, in evaluation mode."""
-        return cast(Network, copy.deepcopy(self.average.module)).eval()
+        return copy.deepcopy(self.average).eval()
+
+    def _follow(self) -> None:
+        """Bring the average one step towards the weights; at first it is the weights."""
+        now: list[Tensor] = list(self.network.parameters())
+        average: list[Tensor] = list(self.average.parameters())
+        with torch.no_grad():
+            if self.epoch == self.step == 0:
+                torch._foreach_copy_(average, now)
+            else:
+                self._towards(average, now, None)
 
     def _set_rate(self) -> None:
         done = (self.epoch * self.steps + self.step) / (self.recipe.epochs * self.steps)
@@ -278,13 +303,13 @@ class _Course:
         for group in self.optimiser.param_groups:
             group["lr"] = group["full_lr"] * factor
 
-    def _learn(self, stored: Tensor, labels: Tensor) -> float:
-        """One step; gives the mean loss. Halves the images per pass where memory runs out: no statistic
+    def _learn(self, x: Tensor, y: Tensor, labels: Tensor) -> None:
+        """One step. Halves the images per pass where memory runs out: no statistic
         of the batch enters, so the sum of the parts' gradients is the whole batch's gradient."""
-        weights = self.weights[labels.to(self.device)]
+        weight = float(self.weights[labels].sum())
         while True:
             try:
-                total = self._backward(stored, labels, float(weights.sum()))
+                losses = self._backward(x, y, weight)
                 break
             except RuntimeError as error:
                 if self.micro == 1 or not _out_of_memory(error):
@@ -292,31 +317,31 @@ class _Course:
                 self.micro = max(1, min(self.micro, len(labels)) // 2)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimiser.step()
-        self.average.update_parameters(self.network)
-        return total
+        self._follow()
+        self.losses += [(loss, len(labels) / weight) for loss in losses]
 
-    def _backward(self, stored: Tensor, labels: Tensor, weight: float) -> float:
+    def _backward(self, x: Tensor, y: Tensor, weight: float) -> list[Tensor]:
+        """Gradients of the batch's mean loss, and the summed loss of each part of it."""
         self.optimiser.zero_grad(set_to_none=True)
-        total = 0.0
-        for x, y in zip(torch.split(stored, self.micro), torch.split(labels, self.micro), strict=True):
-            # Half precision only where the hardware is made for it: on CPUs it was slower (bench/LOG.md).
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                logits = self.network(x.to(self.device))
-            labelled = y.to(self.device)
+        losses = []
+        for stored, labelled in zip(torch.split(x, self.micro), torch.split(y, self.micro), strict=True):
+            with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+                logits = self.network(stored)
             # Each image by its class's weight. cross_entropy's own `weight` would weigh the smoothed part by every
             # class: of 348 blood cells, the 3 of the rarest class drew all answers to them.
             each = nn.functional.cross_entropy(
                 logits.float(), labelled, reduction="none", label_smoothing=self.recipe.smoothing
             )
-            loss = (self.weights[labelled] * each).sum()
+            loss = (self.weights_there[labelled] * each).sum()
             torch.autograd.backward(loss / weight)
-            total += float(loss.detach()) / weight
-        return total
+            losses.append(loss.detach())
+        return losses
 
     def save(self, path: Path) -> None:
         """Write everything that the rest depends on, aside and then renamed."""
+        self._settle()
         tensors: dict[str, Tensor] = {}
-        averaged = dict(self.average.module.named_parameters())
+        averaged = dict(self.average.named_parameters())
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -325,7 +350,7 @@ class _Course:
             tensors[f"first.{name}"], tensors[f"second.{name}"] = state["exp_avg"], state["exp_avg_sq"]
         saved = _Saved(
             _FORMAT, self.epoch, self.step, self.micro, (self.partial.loss, self.partial.seconds),
-            [(e.loss, e.seconds) for e in self.curve], torch.get_rng_state().numpy().tobytes().hex(),
+            [(e.loss, e.seconds) for e in self.curve], _random(self.device),
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".new")
@@ -342,16 +367,15 @@ class _Course:
             with safe_open(path, "pt") as file:
                 saved = msgspec.json.decode((file.metadata() or {})["course"], type=_Saved)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            random = torch.from_numpy(np.frombuffer(bytes.fromhex(saved.random), np.uint8).copy())
             wanted = {f"{part}.{name}": p.shape for name, p in learnt.items() for part in _PARTS}
             fits = {k: t.shape for k, t in tensors.items()} == wanted and saved.format == _FORMAT
             if not fits or len(saved.curve) != saved.epoch or not 0 <= saved.step < self.steps:
                 return
-            torch.set_rng_state(random)
+            _draw_on(self.device, saved.random)
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError, msgspec.DecodeError):
             return
         steps = saved.epoch * self.steps + saved.step
-        averaged = dict(self.average.module.named_parameters())
+        averaged = dict(self.average.named_parameters())
         with torch.no_grad():
             for name, parameter in learnt.items():
                 parameter.copy_(tensors[f"now.{name}"])
@@ -361,7 +385,6 @@ class _Course:
                     "exp_avg": torch.empty_like(parameter).copy_(tensors[f"first.{name}"]),
                     "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"second.{name}"]),
                 }
-        self.average.n_averaged.fill_(steps)
         self.epoch, self.step, self.micro = saved.epoch, saved.step, saved.micro
         self.partial = Epoch(*saved.partial)
         self.curve = [Epoch(*pair) for pair in saved.curve]
@@ -397,6 +420,26 @@ def _groups(network: Network, backbone: Backbone, recipe: Recipe) -> list[dict[s
         groups += [{"params": matrices, "lr": rate, "full_lr": rate}] if matrices else []
         groups += [{"params": vectors, "lr": rate, "full_lr": rate, "weight_decay": 0.0}] if vectors else []
     return groups
+
+
+def _half(on: torch.device) -> torch.dtype | None:
+    """Half precision for training, only where the hardware is made for it; on CPUs it was slower (bench/LOG.md)."""
+    made_for_it = on.type == "xpu" or (on.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.bfloat16 if made_for_it else None
+
+
+def _random(on: torch.device) -> str:
+    """The state of what dropout draws from on a device."""
+    state = torch.get_rng_state() if on.type == "cpu" else torch.get_device_module(on).get_rng_state()
+    return bytes(state.numpy()).hex()
+
+
+def _draw_on(on: torch.device, random: str) -> None:
+    state = torch.from_numpy(np.frombuffer(bytes.fromhex(random), np.uint8).copy())
+    if on.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(on).set_rng_state(state)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -8,10 +8,20 @@ float32 rounding (tests/test_engine.py), whichever runtime computes it.
 from __future__ import annotations
 
 from topwork.engine.lanes import Lanes, lanes
-from topwork.engine.pytorch import FLOAT16_MAX, Engine, Pending, Seen, device, normalisation, pool, prepare
+from topwork.engine.pytorch import (
+    FLOAT16_MAX,
+    Engine,
+    Pending,
+    Seen,
+    device,
+    exact_arithmetic,
+    normalisation,
+    pool,
+    prepare,
+)
 from topwork.engine.race import SAMPLE, Chosen, choose
 
 __all__ = [
-    "FLOAT16_MAX", "SAMPLE", "Chosen", "Engine", "Lanes", "Pending", "Seen", "choose", "device", "lanes",
-    "normalisation", "pool", "prepare",
+    "FLOAT16_MAX", "SAMPLE", "Chosen", "Engine", "Lanes", "Pending", "Seen", "choose", "device",
+    "exact_arithmetic", "lanes", "normalisation", "pool", "prepare",
 ]  # fmt: skip

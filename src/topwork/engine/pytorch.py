@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from topwork.errors import UsageError
 from topwork.records import Preprocessing
 
 FLOAT16_MAX = 65504.0
@@ -37,9 +39,22 @@ class Pending(Protocol):
 
 
 def device() -> torch.device:
-    """Where networks run here: the accelerator that PyTorch finds (CUDA, MPS, XPU), else the CPU."""
+    """Where networks run here: the accelerator that PyTorch finds (CUDA, MPS, XPU), else the CPU.
+
+    TOPWORK_DEVICE=cpu leaves an accelerator alone. Raises UsageError where it names a device that is not here.
+    """
     found: torch.device | None = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    here, asked = found or torch.device("cpu"), os.environ.get("TOPWORK_DEVICE") or "auto"
+    if asked == "cpu":
+        return torch.device("cpu")
+    if asked not in ("auto", here.type):
+        raise UsageError(f"TOPWORK_DEVICE is {asked!r}, expected auto, cpu or {here.type}, which is what PyTorch finds")
+    return here
+
+
+def exact_arithmetic(on: torch.device) -> AbstractContextManager[Any]:
+    """Within it float32 is float32: CUDA's convolutions would round their inputs to 10 bits (TF32)."""
+    return torch.backends.cudnn.flags(allow_tf32=False) if on.type == "cuda" else nullcontext()
 
 
 class Engine:
@@ -85,7 +100,7 @@ class Engine:
         classify = logits and depth is None
         results: list[Tensor] = []
         marks: list[tuple[_Mark, _Mark]] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._arithmetic():
             begun = self._mark()
             x = self.pixels(batch)
             for k, segment in enumerate(self.segments[: cuts + classify]):
@@ -95,8 +110,10 @@ class Engine:
                 begun = self._mark()
         return _Submitted(results, marks, begun, len(self.segments) if depth is None else depth, classify)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision)
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.precision is None:
+            return exact_arithmetic(self.device)
+        return torch.autocast(self.device.type, dtype=self.precision)
 
     def _fetched(self, x: Tensor) -> Tensor:
         """On its way to the CPU as float16, held at its limits: no infinity may enter the features."""

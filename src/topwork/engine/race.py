@@ -226,7 +226,15 @@ def _machine(engine: Engine, lanes: Lanes) -> str:
             (x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), where
         )
     libraries = [f"{n} {version(n)}" for n in ("torch", "onnxruntime", "openvino") if util.find_spec(n)]
-    return "; ".join([where, str(engine.device), f"{lanes.count} x {lanes.threads} threads", *libraries])
+    on = engine.device
+    named = str(on) if on.type == "cpu" else _named(on)
+    return "; ".join([where, named, f"{lanes.count} x {lanes.threads} threads", *libraries])
+
+
+def _named(on: torch.device) -> str:
+    """An accelerator and its model, where PyTorch knows it."""
+    ask = getattr(torch.get_device_module(on), "get_device_name", None)
+    return f"{on.type} {ask(on)}" if ask is not None else on.type
 
 
 def _remembered(home: Path, engine: Engine, lanes: Lanes) -> _Memory:
