@@ -6,6 +6,7 @@ Runs where PyTorch finds one; the rest of the suite computes on the CPU (conftes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 import topwork
 from conftest import Log, labelled, tiny_network, write_photos
 from test_train import FULL, LAST, SURGICAL, World, same, weights, world
-from topwork import engine, features, train, zoo
+from topwork import engine, features, replay, train, zoo
 from topwork.engine import Engine, device
 from topwork.engine.race import SAME, difference
 
@@ -143,13 +144,45 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(home: Path, tmp_path
     try:
         whole = forgetful.train(LAST)
         checkpoint = tmp_path / "checkpoint"
-        assert forgetful.train(LAST, checkpoint=checkpoint, give_up=lambda epochs, _: True) is None
+        start = forgetful.start(LAST.cut, forgetful.rows)
+        stopped = train.train(
+            forgetful.task, LAST, forgetful.rows, start, seed=0, checkpoint=checkpoint, give_up=lambda n, _: n == 1
+        )
+        assert stopped is None
         torch.manual_seed(99)
         resumed = forgetful.train(LAST, checkpoint=checkpoint)
     finally:
         torch.use_deterministic_algorithms(False)
     assert same(weights(whole), weights(resumed))
     assert [e.loss for e in whole.curve] == [e.loss for e in resumed.curve]
+
+
+@on_cuda
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("recipe", [LAST, FULL, SURGICAL], ids=lambda r: r.strategy)
+def test_a_recorded_step_learns_what_its_operations_learn(
+    home: Path, tmp_path: Path, recipe: train.Recipe, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of both batch sizes, the rates of each step, dropout's draws."""
+    small = world(tiny_network(dropout=dropout), home, tmp_path / "cache")
+    longer = replace(recipe, epochs=12)
+    recorded: list[int] = []
+    made = train._Course._record
+
+    def counted(course: train._Course, x: torch.Tensor, y: torch.Tensor) -> replay.Replay | None:
+        recorded.append(len(x))
+        return made(course, x, y)
+
+    monkeypatch.setattr(train._Course, "_record", counted)
+    at_once = small.train(longer)
+    assert sorted(recorded) == [len(small.rows) % recipe.batch, recipe.batch]
+    monkeypatch.setattr(replay, "possible", lambda on: False)
+    one_by_one = small.train(longer)
+    assert len(recorded) == 2
+    for one, other in zip(at_once.curve, one_by_one.curve, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=0.02, abs=0.005)
+    a, b = (train.predict(t.network, small.task.store, small.rows) for t in (at_once, one_by_one))
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("strategy", ["head", "full"])

@@ -66,9 +66,11 @@ ALLOWED: dict[str, set[str]] = {
     "learnt": {"explanation", "known"},
     "explained": {"embedding", "explanation", "files", "images", "known", "learnt", "model", "runs", "splits"}
     | {"stores"},
+    "feed": set(),
+    "replay": set(),
     "search": {"train", "head", "statistics", "memo"},
     "tune": {"statistics", "measurement", "activations", "features", "head", "search", "train", "zoo"},
-    "train": {"activations", "engine", "feed", "zoo", "head", "statistics"},
+    "train": {"activations", "engine", "feed", "replay", "zoo", "head", "statistics"},
     "measurement": {"statistics", "zoo", "features", "groups", "memo", "probe", "head", "stack", "plan", "ranking"},
     "sides": {"data", "faults", "features", "groups", "images", "memo", "sketches", "stores", "zoo"},
     "survey": {"budget", "data", "faults", "features", "listing", "measurement", "plan", "statistics", "zoo"}

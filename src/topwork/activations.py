@@ -30,7 +30,7 @@ from topwork.views import view_of
 from topwork.watch import SILENT, Watch
 from topwork.zoo import Backbone
 
-BATCH = 8  # as in features.py
+BATCH, BATCH_GPU = 8, 64  # as in features.py
 
 DISK_SHARE = 0.25
 """Of the free disk space that the views of one run may take; they are deleted when it is done."""
@@ -86,8 +86,9 @@ class Store:
 
         watch.begin("views", len(self.examples))
         try:
+            batch = BATCH if engine.device.type == "cpu" else BATCH_GPU
             with lanes(engine.device) as shared:
-                passed = flow(self.examples, lambda e: self._pixels(e, number), work, BATCH, lanes=shared.count)
+                passed = flow(self.examples, lambda e: self._pixels(e, number), work, batch, lanes=shared.count)
                 for group, blocks in passed:
                     for point, block in blocks:
                         files[point].write(block.tobytes())

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from topwork import replay
 from topwork.activations import Store
 from topwork.engine import device, exact_arithmetic, normalisation, pool
 from topwork.feed import Feed
@@ -229,9 +230,14 @@ class _Course:
         self.network.train()
         torch.manual_seed(seed)  # for dropout inside a backbone, the only thing that still draws
         self.steps = math.ceil(len(rows) / recipe.batch)  # per epoch
+        recorded = replay.possible(self.device)
         self.optimiser = torch.optim.AdamW(
-            _groups(self.network, task.store.backbone, recipe), weight_decay=recipe.weight_decay, fused=True
-        )
+            _groups(self.network, task.store.backbone, recipe), weight_decay=recipe.weight_decay, fused=True,
+            capturable=recorded,
+        )  # fmt: skip
+        self.full_rates = torch.tensor([g["full_lr"] for g in self.optimiser.param_groups], device=self.device)
+        self.rates = self.full_rates.clone() if recorded else None  # what a recorded step reads, on the device
+        self.replays: dict[int, replay.Replay | None] = {}  # by images in the batch; None: memory did not suffice
         window = max(1.0, recipe.average * self.steps)
         # torch's AveragedModel counts its updates in a tensor, and asks the device for it at each step.
         self.average, self._towards = copy.deepcopy(self.network), get_ema_multi_avg_fn(1 - 1 / window)  # type: ignore[no-untyped-call]
@@ -287,25 +293,21 @@ class _Course:
         """The network with the averaged weights, in evaluation mode."""
         return copy.deepcopy(self.average).eval()
 
-    def _follow(self) -> None:
-        """Bring the average one step towards the weights; at first it is the weights."""
-        now: list[Tensor] = list(self.network.parameters())
-        average: list[Tensor] = list(self.average.parameters())
-        with torch.no_grad():
-            if self.epoch == self.step == 0:
-                torch._foreach_copy_(average, now)
-            else:
-                self._towards(average, now, None)
-
     def _set_rate(self) -> None:
         done = (self.epoch * self.steps + self.step) / (self.recipe.epochs * self.steps)
         factor = schedule(done, self.recipe.warm_up, 1 / (self.recipe.epochs * self.steps))
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["full_lr"] * factor
+        if self.rates is not None:
+            torch.mul(self.full_rates, factor, out=self.rates)
+        for k, group in enumerate(self.optimiser.param_groups):
+            group["lr"] = group["full_lr"] * factor if self.rates is None else self.rates[k]
 
     def _learn(self, x: Tensor, y: Tensor, labels: Tensor) -> None:
         """One step. Halves the images per pass where memory runs out: no statistic
         of the batch enters, so the sum of the parts' gradients is the whole batch's gradient."""
+        recorded = self._recorded(x, y)
+        if recorded is not None:
+            self.losses.append((recorded(x, y), float(len(labels))))
+            return
         weight = float(self.weights[labels].sum())
         while True:
             try:
@@ -315,17 +317,45 @@ class _Course:
                 if self.micro == 1 or not _out_of_memory(error):
                     raise
                 self.micro = max(1, min(self.micro, len(labels)) // 2)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-        self.optimiser.step()
-        self._follow()
+        self._step()
+        self._follow(first=self.epoch == self.step == 0)
         self.losses += [(loss, len(labels) / weight) for loss in losses]
 
-    def _backward(self, x: Tensor, y: Tensor, weight: float) -> list[Tensor]:
+    def _recorded(self, x: Tensor, y: Tensor) -> replay.Replay | None:
+        """The step for batches of this size as one launch, where the steps to come repay recording it."""
+        size, started = len(x), bool(self.epoch or self.step)  # the first step makes the optimiser's state
+        if size not in self.replays and self.rates is not None and started and self.micro >= size:
+            whole = len(self.rows) // self.recipe.batch
+            each = whole if size == self.recipe.batch else 1
+            if (self.recipe.epochs - self.epoch) * each >= replay.REPAYS:
+                self.replays[size] = self._record(x, y)
+        return self.replays.get(size)
+
+    def _record(self, x: Tensor, y: Tensor) -> replay.Replay | None:
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            weight = self.weights_there[y].sum()
+            (loss,) = self._backward(x, y, weight)
+            self._step()
+            self._follow(first=False)
+            return loss / weight
+
+        learnt = [p for p in self.network.parameters() if p.requires_grad]
+        moments = [t for p in learnt for t in self.optimiser.state[p].values()]
+        beside = next((r for r in self.replays.values() if r is not None), None)
+        try:
+            return replay.Replay(step, x, y, [*learnt, *moments, *self.average.parameters()], beside=beside)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return None
+
+    def _backward(self, x: Tensor, y: Tensor, weight: float | Tensor) -> list[Tensor]:
         """Gradients of the batch's mean loss, and the summed loss of each part of it."""
         self.optimiser.zero_grad(set_to_none=True)
         losses = []
         for stored, labelled in zip(torch.split(x, self.micro), torch.split(y, self.micro), strict=True):
-            with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+            half = self.half or torch.bfloat16
+            with torch.autocast(self.device.type, half, enabled=self.half is not None, cache_enabled=False):
                 logits = self.network(stored)
             # Each image by its class's weight. cross_entropy's own `weight` would weigh the smoothed part by every
             # class: of 348 blood cells, the 3 of the rarest class drew all answers to them.
@@ -336,6 +366,20 @@ class _Course:
             torch.autograd.backward(loss / weight)
             losses.append(loss.detach())
         return losses
+
+    def _step(self) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.optimiser.step()
+
+    def _follow(self, *, first: bool) -> None:
+        """Bring the average one step towards the weights; at first it is the weights."""
+        now: list[Tensor] = list(self.network.parameters())
+        average: list[Tensor] = list(self.average.parameters())
+        with torch.no_grad():
+            if first:
+                torch._foreach_copy_(average, now)
+            else:
+                self._towards(average, now, None)
 
     def save(self, path: Path) -> None:
         """Write everything that the rest depends on, aside and then renamed."""
