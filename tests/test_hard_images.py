@@ -10,6 +10,7 @@ import random
 import signal
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1062,3 +1063,16 @@ def test_a_png_of_two_headers_is_left_to_pillow() -> None:
     data = whole[:8] + other + whole[8:]
     assert not images._inflated(images._open(data), data)  # type: ignore[arg-type]
     assert (seen(data) == fine(8, 8)).all()
+
+
+def test_a_stream_of_far_more_rows_than_the_header_says_takes_no_memory() -> None:
+    """No more than the rows that the header says are ever inflated."""
+    pytest.importorskip("isal")
+    whole = encoded(fine(8, 8), "PNG")
+    bomb = with_stream(whole, [zlib.compress(zlib.decompress(stream(whole)) + bytes(20_000_000))])
+    tracemalloc.start()
+    try:
+        assert (seen(bomb) == fine(8, 8)).all()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
