@@ -10,9 +10,11 @@ import random
 import signal
 import struct
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -953,3 +955,124 @@ def test_the_chunks_of_a_png_are_judged_as_pillows_verify_judges_them() -> None:
         assert bool(images._png_wrong(bytes(data))) == broken, k
         verdicts.append(broken)
     assert 200 < sum(verdicts) < len(verdicts) > 400
+
+
+# ------------------------------------------------------------------------------- PNG streams that are inflated at once
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 8
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def stream(data: bytes) -> bytes:
+    return b"".join(body for kind, body in chunks(data) if kind == b"IDAT")
+
+
+def with_stream(data: bytes, pieces: list[bytes]) -> bytes:
+    """The same PNG with other chunks of pixels, all check sums of chunks right, and a comment behind the pixels."""
+    others = list(chunks(data))
+    first = [kind for kind, _ in others].index(b"IDAT")
+    before = [chunk(kind, body) for kind, body in others[:first]]
+    after = [chunk(kind, body) for kind, body in others[first:] if kind != b"IDAT"]
+    pixels = [chunk(b"IDAT", piece) for piece in pieces]
+    return b"".join([data[:8], *before, *pixels, chunk(b"tEXt", b"Comment\0behind"), *after])
+
+
+def smooth() -> bytes:
+    """A photograph's kind of rows: every filter is of use, and they are longer than a block that deflate stores."""
+    x = np.add.outer(np.arange(150), np.arange(170))[..., None] + np.arange(3) * 40
+    return encoded(((x + fine(150, 170) % 5) % 256).astype(np.uint8), "PNG")
+
+
+@lru_cache(maxsize=1)
+def pngs() -> dict[str, bytes]:
+    made = {case: way() for case, (way, _) in READABLE.items() if case.startswith("PNG")}
+    found = {case: data for case, data in made.items() if isinstance(data, bytes) and b"acTL" not in data}
+    return {**found, "interlaced": adam7(fine(19, 21)), "one pixel": encoded(fine(1, 1), "PNG"), "smooth": smooth()}
+
+
+@pytest.mark.parametrize("case", pngs())
+@pytest.mark.parametrize("size", [None, 7])
+def test_a_png_inflated_at_once_is_what_pillow_makes_of_it(case: str, size: int | None) -> None:
+    """Pixels, mode and what stands behind the pixels; in one chunk, and in many with an empty one among them."""
+    pytest.importorskip("isal")
+    data = pngs()[case]
+    if size is not None:
+        whole = stream(data)
+        data = with_stream(data, [b"", *(whole[i : i + size] for i in range(0, len(whole), size)), b""])
+    opened, bare = images._open(data), Image.open(BytesIO(data))
+    assert images._inflated(opened, data)  # type: ignore[arg-type]
+    opened.load()
+    bare.load()
+    assert (opened.mode, opened.size, opened.info) == (bare.mode, bare.size, bare.info)
+    assert opened.tobytes() == bare.tobytes()
+    assert opened.convert("RGBA").tobytes() == bare.convert("RGBA").tobytes()  # a palette's colours, too
+
+
+def odd_streams(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    """Ends too early or too late, a check sum that is wrong, none, something behind it; other bytes anywhere."""
+    whole = stream(data)
+    rows = zlib.decompress(whole)
+    yield from (zlib.compress(rows[:-1]), zlib.compress(rows[: len(rows) // 2]), zlib.compress(rows + b"\0"))
+    yield from (zlib.compress(rows + rows), zlib.compress(rows, 0), zlib.compress(b"\7" + rows[1:]), b"", whole[:1])
+    yield from (whole[:-1], whole[:-4], whole[:-5], whole[:-4] + b"wrng", whole + b"more", whole + whole, rows)
+    yield from (mutated(whole, rng) for _ in range(25))
+
+
+@pytest.mark.parametrize("case", pngs())
+def test_an_odd_stream_is_judged_as_without_inflating_at_once(
+    case: str, monkeypatch: pytest.MonkeyPatch, no_hang: None
+) -> None:
+    """Oracle: Pillow's own decoding row by row, told no more than that the chunks are whole."""
+    pytest.importorskip("isal")
+
+    def verdict(data: bytes) -> tuple[object, ...]:
+        try:
+            facts, image = images.sight(data)
+        except ImageError as error:
+            return error.kind, error.detail
+        return facts, image.mode, image.tobytes()
+
+    verdicts, rng = set(), random.Random(f"{SEED} {case}")
+    for number, odd in enumerate(odd_streams(pngs()[case], rng)):
+        at = rng.randrange(len(odd) + 1)
+        data = with_stream(pngs()[case], [odd[:at], odd[at:]])
+        ours = verdict(data)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_fast", None)
+            assert verdict(data) == ours, number
+        verdicts.add(str(ours[0]))
+    assert {"truncated", "damaged"} <= verdicts
+    assert len(verdicts) > 2
+
+
+def test_rows_of_many_bytes_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = smooth()
+    monkeypatch.setattr(images, "INFLATED_BYTES", 1000)
+    assert not images._inflated(images._open(data), data)  # type: ignore[arg-type]
+    assert (seen(data) == np.asarray(Image.open(BytesIO(data)))).all()
+
+
+def test_a_png_of_two_headers_is_left_to_pillow() -> None:
+    whole = encoded(fine(8, 8), "PNG")
+    other = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+    data = whole[:8] + other + whole[8:]
+    assert not images._inflated(images._open(data), data)  # type: ignore[arg-type]
+    assert (seen(data) == fine(8, 8)).all()
+
+
+def test_a_stream_of_far_more_rows_than_the_header_says_takes_no_memory() -> None:
+    """No more than the rows that the header says are ever inflated."""
+    pytest.importorskip("isal")
+    whole = encoded(fine(8, 8), "PNG")
+    bomb = with_stream(whole, [zlib.compress(zlib.decompress(stream(whole)) + bytes(20_000_000))])
+    tracemalloc.start()
+    try:
+        assert (seen(bomb) == fine(8, 8)).all()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,10 @@ profiles in use differ from each other by no more."""
 MAX_CAMERA = 80
 """Letters of a camera's name that are kept: EXIF allows 64 kB of them."""
 
+INFLATED_BYTES = 64 * 2**20
+"""Of a PNG's rows and of its file, up to which it is inflated at once: twice the rows are in memory then. No effect on
+the result."""
+
 _GREY_16 = np.rint(np.arange(2**16) / FULL_RANGE_16).astype(np.uint8)  # looked up: half the time of the formula
 
 _RESAMPLING = {
@@ -76,12 +81,25 @@ Source = bytes | str | Path | Image.Image | NDArray[np.uint8]
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 _PROGRAMS = {"EPS"}  # PostScript: Pillow would hand it to an interpreter
+_BLOCK = 2**16 - 1  # bytes that a block of deflate stores, at most
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # what a profile calls the colours of a mode
 _Way = ImageCms.ImageCmsTransform | tuple[list[int], ...] | None  # a transform, or a table for each channel
 _profiles: OrderedDict[str, _Way] = OrderedDict()  # by mode and digest; None: as it is
 _profiling = threading.Lock()
 _opening = threading.Lock()  # warnings.catch_warnings is not thread-safe; opening reads only the header
+
+
+def _fast_zlib() -> Any:
+    """Intel's; None where there is none for the processor: Pillow alone takes longer to the same pixels."""
+    try:
+        return importlib.import_module("isal.isal_zlib")
+    except ImportError:
+        return None
+
+
+_fast = _fast_zlib()
+_crc32 = (_fast or zlib).crc32
 
 
 def digest(data: bytes) -> str:
@@ -494,14 +512,56 @@ def _decoder_for(data: bytes) -> None:
 
 
 def _decoded(image: Image.Image, data: bytes = b"") -> Image.Image:
+    whole = isinstance(image, PngImagePlugin.PngImageFile) and bool(data) and _inflated(image, data)
     try:
         image.load()
     except Exception as error:  # Pillow's plugins raise a dozen types on broken data
         kind = "truncated" if "truncated" in str(error) else "damaged"
         raise ImageError(kind, _reason(error)) from error
-    if image.format == "PNG" and data and not _has_all_rows(image, data):
+    if image.format == "PNG" and data and not whole and not _has_all_rows(image, data):
         raise ImageError("truncated", "the PNG's stream ends before its last row")
     return image
+
+
+def _inflated(image: PngImagePlugin.PngImageFile, data: bytes) -> bool:
+    """Have the decoder of an opened PNG get its stream inflated, in blocks that are only stored: whether it does.
+
+    Pillow inflates row by row, and half as fast (bench/LOG.md). Only a stream that ends with its last row and has the
+    right check sum is taken; whatever is odd (animations, two headers) or broken is left to Pillow, which says how.
+    """
+    if _fast is None or image.is_animated or len(image.tile) != 1:
+        return False
+    start = image.tile[0][2]  # of the data in the first chunk of the stream
+    if data[12:16] != b"IHDR" or data.count(b"IHDR", 0, start) != 1:
+        return False
+    expected = _stream_bytes(image, data)
+    if max(expected, len(data)) > INFLATED_BYTES:
+        return False
+    view, pieces, at = memoryview(data), [], start - 8
+    while data[at + 4 : at + 8] == b"IDAT":
+        length = int.from_bytes(data[at : at + 4], "big")
+        pieces.append(view[at + 8 : at + 8 + length])
+        at += 12 + length
+    stream = _fast.decompressobj()
+    try:
+        rows = stream.decompress(b"".join(pieces), expected + 1)
+    except _fast.error:
+        return False
+    if len(rows) != expected or not stream.eof:
+        return False
+    left = [_stored(rows)]
+    image.load_read = lambda read_bytes: left.pop() if left else b""  # type: ignore[method-assign]
+    return True
+
+
+def _stored(rows: bytes) -> bytes:
+    """A zlib stream of blocks that are not compressed (RFC 1950, RFC 1951 3.2.4), without its end: none is read."""
+    pieces: list[bytes | memoryview] = [b"\x78\x01"]
+    view = memoryview(rows)
+    for at in range(0, len(rows), _BLOCK):
+        block = view[at : at + _BLOCK]
+        pieces += [b"\0" + len(block).to_bytes(2, "little") + (_BLOCK - len(block)).to_bytes(2, "little"), block]
+    return b"".join(pieces)
 
 
 def _has_all_rows(image: Image.Image, data: bytes) -> bool:
@@ -516,11 +576,7 @@ def _has_all_rows(image: Image.Image, data: bytes) -> bool:
     end = np.asarray(image.crop((0, max(0, last - 1), image.width, last + 1)))
     if end[-1:].any() and end[:1].any():
         return True
-    depth, colour, _, _, interlaced = data[24:29]
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
-    grids = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = [(-(-(image.width - x) // dx), -(-(image.height - y) // dy)) for x, y, dx, dy in grids]
-    expected = sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
+    expected = _stream_bytes(image, data)
     stream, at, length = zlib.decompressobj(), 8, 0
     try:
         while at + 12 <= len(data):
@@ -534,6 +590,15 @@ def _has_all_rows(image: Image.Image, data: bytes) -> bool:
     except zlib.error:
         return False
     return length >= expected
+
+
+def _stream_bytes(image: Image.Image, data: bytes) -> int:
+    """Bytes of a PNG's rows, each with its filter's number before it."""
+    depth, colour, _, _, interlaced = data[24:29]
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    grids = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(image.width - x) // dx), -(-(image.height - y) // dy)) for x, y, dx, dy in grids]
+    return sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
 
 
 def _reduced(image: Image.Image, data: bytes, wanted_px: int) -> Image.Image:
@@ -576,7 +641,7 @@ def _png_wrong(data: bytes) -> str:
             break
         if not kind.isalpha():
             return f"broken PNG file (no chunk is called {kind!r})"
-        if zlib.crc32(view[at + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
+        if _crc32(view[at + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
             return f"broken PNG file (bad check sum of chunk {kind!r})"
         at = stop + 4
     return "the PNG data stops before its end mark"
