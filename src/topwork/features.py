@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from topwork import engine, images, shards, stores, thumbnails
 from topwork.ahead import flow
-from topwork.engine import Engine, Pending
+from topwork.engine import Engine, Pending, graph
 from topwork.errors import ImageError
 from topwork.records import EngineFacts, Example, Fault, Preprocessing
 from topwork.sketches import Sketches, sketch
@@ -232,7 +232,7 @@ def _pass(
                 engines[i], len(missing[i]),
                 partial(_sample, store, kept, backbones[i], [e for e in todo if e.digest in missing[i]]),
                 classifier=backbones[i].source_classes > 0, depth=depths[i], batch=batch, lanes=lanes,
-                home=cache / "engines" / key(backbones[i]),
+                home=cache / "engines" / f"{key(backbones[i])}-{graph.FORMAT}",
             )
             for i in at_work
         }  # fmt: skip
