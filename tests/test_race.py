@@ -270,6 +270,23 @@ def test_what_was_found_is_found_again(
     assert raced(tmp_path).facts.name == "pytorch"
 
 
+def test_what_won_before_is_not_timed_again_and_other_work_may_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: Callable[..., None]
+) -> None:
+    """The network is not even prepared in PyTorch. While something is timed, nothing else is begun."""
+    always("onnxruntime")
+    begun: list[str] = []
+    first = raced(tmp_path, meanwhile=lambda: begun.append("first"))
+    assert not begun
+    monkeypatch.setattr(race, "_timed", lambda *_: pytest.fail("timed again"))
+    engine = plain()
+    again = raced(tmp_path, engine, meanwhile=lambda: begun.append("again"))
+    assert begun == ["again"]
+    assert "segments" not in vars(engine)
+    assert outcomes(again) == outcomes(first)
+    equal(again.submit(pixels(3)).result(), plain().see(pixels(3), logits=True))
+
+
 def test_on_another_machine_it_is_raced_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: Callable[..., None]
 ) -> None:
