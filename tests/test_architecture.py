@@ -105,6 +105,7 @@ ALLOWED: dict[str, set[str]] = {
         "faults",
         "sketches",
         "listing",
+        "memo",
         "stores",
         "doubts",
         "explained",
