@@ -71,6 +71,19 @@ def test_little_is_made_ahead_of_a_caller_who_is_slow() -> None:
             break
 
 
+def test_preparing_begins_before_the_first_batch_is_asked_for() -> None:
+    there = threading.Event()
+
+    def make(i: int) -> int:
+        if i == 11:
+            there.set()
+        return i
+
+    passed = flow(range(40), make, len, 2, lanes=1, ahead=6)
+    assert there.wait(30)
+    assert [n for _, n in passed] == [2] * 20
+
+
 @pytest.mark.parametrize("where", ["make", "work"])
 def test_what_goes_wrong_comes_out_and_what_waits_is_dropped(where: str) -> None:
     done = []

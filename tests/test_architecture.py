@@ -107,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
         "faults",
         "sketches",
         "listing",
+        "memo",
         "stores",
         "doubts",
         "explained",

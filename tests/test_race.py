@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from test_engine import backbone, randomise
-from topwork.engine import Chosen, Engine, Lanes, Seen, choose, lanes, race, runtimes
-from topwork.engine.graph import ends, export, names
+from topwork.engine import Chosen, Engine, Lanes, Seen, choose, lanes, normalisation, race, runtimes
+from topwork.engine.graph import ends, export, names, planar, write
 from topwork.engine.lanes import shared
 from topwork.engine.race import LEAST, SAME, difference
 from topwork.records import Preprocessing
@@ -270,6 +270,23 @@ def test_what_was_found_is_found_again(
     assert raced(tmp_path).facts.name == "pytorch"
 
 
+def test_what_won_before_is_not_timed_again_and_other_work_may_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: Callable[..., None]
+) -> None:
+    """The network is not even prepared in PyTorch. While something is timed, nothing else is begun."""
+    always("onnxruntime")
+    begun: list[str] = []
+    first = raced(tmp_path, meanwhile=lambda: begun.append("first"))
+    assert not begun
+    monkeypatch.setattr(race, "_timed", lambda *_: pytest.fail("timed again"))
+    engine = plain()
+    again = raced(tmp_path, engine, meanwhile=lambda: begun.append("again"))
+    assert begun == ["again"]
+    assert "segments" not in vars(engine)
+    assert outcomes(again) == outcomes(first)
+    equal(again.submit(pixels(3)).result(), plain().see(pixels(3), logits=True))
+
+
 def test_on_another_machine_it_is_raced_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: Callable[..., None]
 ) -> None:
@@ -311,6 +328,41 @@ def test_the_graph_ends_where_it_is_asked_to(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(short, providers=["CPUExecutionProvider"])
     assert [o.name for o in session.get_outputs()] == ["pooled_0"]
     assert len(whole) >= len(short)
+
+
+@pytest.mark.parametrize("side", [17, 18, 33])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (2, 3, 1), (3, 2, 2), (3, 4, 1)])
+def test_padding_that_depends_on_the_size_is_stated_as_numbers(
+    side: int, kernel: int, stride: int, dilation: int, tmp_path: Path
+) -> None:
+    """TensorFlow's "same", an odd zero more after than before; and the network is as it was."""
+    import onnx
+    import onnxruntime
+    from timm.layers import Conv2dSame
+
+    conv = Conv2dSame(3, 4, kernel, stride, dilation=dilation, bias=side == 17)
+    network = nn.Sequential(Planar(), conv, nn.ReLU())
+    shown = np.random.default_rng(0).integers(0, 256, (2, side, side + 1, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(shown)).numpy()
+    write(network, shown, tmp_path / "g.onnx", ["y"])
+    assert {n.op_type for n in onnx.load(tmp_path / "g.onnx").graph.node}.isdisjoint({"Pad", "Shape"})
+    session = onnxruntime.InferenceSession(tmp_path / "g.onnx", providers=["CPUExecutionProvider"])
+    got = session.run(None, {"pixels": np.concatenate([shown, shown])})[0]
+    np.testing.assert_allclose(got, np.concatenate([expected, expected]), rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(conv)
+
+
+class Planar(nn.Module):
+    """Pixels as networks want them."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return planar(pixels, torch.tensor([0.1, 0.2, 0.3]), torch.tensor([-1.0, 0.0, 1.0]))
+
+
+def test_pixels_of_the_graph_are_those_of_the_engine() -> None:
+    got = planar(torch.from_numpy(pixels()), *normalisation(small()[1]))
+    torch.testing.assert_close(got, plain().pixels(pixels()), rtol=0, atol=0)
 
 
 def test_the_race_says_how_much_faster(tmp_path: Path, always: Callable[..., None]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -22,12 +22,13 @@ W = TypeVar("W")
 
 
 def batches(
-    items: Sequence[T], make: Callable[[T], R], size: int, *, workers: int | None = None
-) -> Iterator[list[tuple[T, R]]]:
+    items: Sequence[T], make: Callable[[T], R], size: int, *, workers: int | None = None, ahead: int = AHEAD
+) -> Generator[list[tuple[T, R]]]:
     """Items with what `make` gives for each, in order, in batches of `size`, prepared in threads.
 
-    One thread at first; twice as many whenever the caller had to wait for a batch, up to `workers` (by default one per
-    processor). What `make` raises comes out here.
+    Begun when it is called, `ahead` batches beyond the one that is asked for. One thread at first; twice as many
+    whenever the caller had to wait for a batch, up to `workers` (by default one per processor). What `make` raises
+    comes out here.
     """
     most = workers or os.cpu_count() or 1
     gate = _Gate(most)
@@ -37,43 +38,57 @@ def batches(
             return make(item)
 
     todo = [items[i : i + size] for i in range(0, len(items), size)]
-    ahead: deque[tuple[Sequence[T], list[Future[R]]]] = deque()
-    with ThreadPoolExecutor(max_workers=most) as pool:
+    pool = ThreadPoolExecutor(max_workers=most)
+
+    def begun(group: Sequence[T]) -> tuple[Sequence[T], list[Future[R]]]:
+        return group, [pool.submit(passed, item) for item in group]
+
+    under_way = deque(begun(group) for group in todo[:ahead])
+
+    def made() -> Generator[list[tuple[T, R]]]:
         try:
-            for group in todo[:AHEAD]:
-                ahead.append((group, [pool.submit(passed, item) for item in group]))
             for i in range(len(todo)):
-                group, futures = ahead.popleft()
+                group, futures = under_way.popleft()
                 if not all(future.done() for future in futures):
                     gate.widen()
                 results = [future.result() for future in futures]
-                if i + AHEAD < len(todo):
-                    ahead.append((todo[i + AHEAD], [pool.submit(passed, item) for item in todo[i + AHEAD]]))
+                if i + ahead < len(todo):
+                    under_way.append(begun(todo[i + ahead]))
                 yield list(zip(group, results, strict=True))
         finally:  # also when the caller is interrupted: what waits is dropped
             pool.shutdown(wait=False, cancel_futures=True)
 
+    return made()
+
 
 def flow(
-    items: Sequence[T], make: Callable[[T], R], work: Callable[[list[tuple[T, R]]], W], size: int, *, lanes: int
-) -> Iterator[tuple[list[tuple[T, R]], W]]:
+    items: Sequence[T], make: Callable[[T], R], work: Callable[[list[tuple[T, R]]], W], size: int, *, lanes: int,
+    ahead: int = AHEAD,
+) -> Iterator[tuple[list[tuple[T, R]], W]]:  # fmt: skip
     """Batches with what `work` gives for each, in order; `lanes` of them are worked on at once, beside the caller.
 
-    What `make` or `work` raises comes out here.
+    Preparing begins when it is called, working when the first batch is asked for. What `make` or `work` raises comes
+    out here.
     """
-    under_way: deque[tuple[list[tuple[T, R]], Future[W]]] = deque()
-    with ThreadPoolExecutor(max_workers=lanes) as pool:
-        try:
-            for batch in batches(items, make, size):
-                under_way.append((batch, pool.submit(work, batch)))
-                if len(under_way) > lanes:  # one waits, so that a lane that ends has something to do
+    prepared = batches(items, make, size, ahead=ahead)
+
+    def worked() -> Iterator[tuple[list[tuple[T, R]], W]]:
+        under_way: deque[tuple[list[tuple[T, R]], Future[W]]] = deque()
+        with ThreadPoolExecutor(max_workers=lanes) as pool:
+            try:
+                for batch in prepared:
+                    under_way.append((batch, pool.submit(work, batch)))
+                    if len(under_way) > lanes:  # one waits, so that a lane that ends has something to do
+                        done, future = under_way.popleft()
+                        yield done, future.result()
+                while under_way:
                     done, future = under_way.popleft()
                     yield done, future.result()
-            while under_way:
-                done, future = under_way.popleft()
-                yield done, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            finally:
+                prepared.close()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    return worked()
 
 
 class _Gate:

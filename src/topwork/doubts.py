@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from topwork import features, memo, plan, probe, shortcuts, suspects
 from topwork import growth as curve
 from topwork.measurement import Frozen, Measured
-from topwork.records import Growth, Plan, Shortcut, Suspects
+from topwork.records import Growth, Plan, Shortcut, Suspects, encode
 from topwork.sketches import Sketches
 from topwork.survey import Survey
 
@@ -50,11 +51,24 @@ def shortcut(m: Measured) -> tuple[Shortcut, ...]:
         numbers |= shortcuts.colours(sketches)
         x = numbers["colour"]
         x[missing] = x[~missing].mean(axis=0)
-    with threadpool_limits(1, "blas"):  # as for the probes (measurement.probed)
-        return shortcuts.measure(
-            numbers, m.labels[m.rows], len(m.dataset.classes), m.evidence.correct, m.evidence.mac_shares, m.groups,
-            m.importance,
-        )  # fmt: skip
+    labels, classes, evidence = m.labels[m.rows], len(m.dataset.classes), m.evidence
+
+    def compute() -> memo.Arrays:
+        with threadpool_limits(1, "blas"):  # as for the probes (measurement.probed)
+            found = shortcuts.measure(
+                numbers, labels, classes, evidence.correct, evidence.mac_shares, m.groups, m.importance
+            )
+        return {"shortcuts": np.frombuffer(encode(found), np.uint8)}
+
+    inputs: list[memo.Input] = [
+        "shortcuts", shortcuts.FORMULA, probe.FORMULA, str(classes), labels, evidence.correct,
+        np.array(evidence.mac_shares),
+        np.zeros(0) if m.groups is None else m.groups,
+        np.zeros(0) if m.importance is None else m.importance,
+        *(part for kind, x in numbers.items() for part in (kind, x)),
+    ]  # fmt: skip
+    kept = memo.remembered(m.cache / "probes", inputs, compute)
+    return msgspec.json.decode(kept["shortcuts"].tobytes(), type=tuple[Shortcut, ...])
 
 
 def grown(m: Measured, decided: Plan, seed: int) -> Growth | None:

@@ -22,6 +22,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+FORMULA = "1"
+"""Of the corrected accuracy: raised by every change that can change it; one kept under another is not read."""
+
 REPLICATES = 500
 """Bootstrap samples: the Monte-Carlo error of the mean is then 1/22 of one replicate's spread."""
 

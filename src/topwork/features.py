@@ -8,7 +8,7 @@ file.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from topwork import engine, images, shards, stores, thumbnails
-from topwork.ahead import flow
-from topwork.engine import Engine, Pending
+from topwork.ahead import AHEAD, flow
+from topwork.engine import Engine, Pending, graph
 from topwork.errors import ImageError
 from topwork.records import EngineFacts, Example, Fault, Preprocessing
 from topwork.sketches import Sketches, sketch
@@ -35,6 +35,11 @@ BATCH = 8
 a batch takes."""
 
 BATCH_GPU = 64
+
+AHEAD_BYTES = 32 * 2**20
+"""Pixels that are decoded while the network is still being set up, and ahead of it later: 200 images of 224 px, about
+as many as one core decodes in the time that this takes."""
+
 _FORMAT = "2"  # of the shards, and of what images.decode makes of a file's bytes; part of the key
 
 
@@ -213,7 +218,7 @@ def _pass(
         found = _pixels(store, example, [backbones[i].preprocessing for i in wanted], kept, sketches)
         return found if isinstance(found, Fault) else dict(zip(wanted, found, strict=True))
 
-    def work(group: _Group) -> list[tuple[int, list[Example], float, Pending]]:
+    def work(group: _Group) -> _Worked:
         """What each backbone was given of a batch, the seconds of its decoding, and what will be seen."""
         found = []
         for i in at_work:
@@ -227,15 +232,25 @@ def _pass(
     watch.begin("pass", sum(map(len, missing)))
     with ExitStack() as stack:
         lanes = stack.enter_context(engine.lanes(on))
+        side = max(backbones[i].preprocessing.crop_px for i in at_work)
+        ahead = max(AHEAD, AHEAD_BYTES // (len(at_work) * batch * 3 * side**2))
+        begun: list[Iterator[tuple[_Group, _Worked]]] = []
+
+        def begin() -> None:
+            begun.append(flow(todo, prepared, work, batch, lanes=lanes.count, ahead=ahead))
+
         chosen = {
             i: engine.choose(
                 engines[i], len(missing[i]),
                 partial(_sample, store, kept, backbones[i], [e for e in todo if e.digest in missing[i]]),
                 classifier=backbones[i].source_classes > 0, depth=depths[i], batch=batch, lanes=lanes,
-                home=cache / "engines" / key(backbones[i]),
+                home=cache / "engines" / f"{key(backbones[i])}-{graph.FORMAT}",
+                meanwhile=begin if i == at_work[-1] else lambda: None,
             )
             for i in at_work
         }  # fmt: skip
+        if not begun:
+            begin()
         for c in chosen.values():
             watch.show("engine", c.facts)
         writers = {
@@ -245,7 +260,7 @@ def _pass(
             for i in at_work
         }
         last = time.perf_counter()
-        for group, results in flow(todo, prepared, work, batch, lanes=lanes.count):
+        for group, results in begun[0]:
             faults.update({e.digest: x for e, x in group if isinstance(x, Fault)})
             done = {i: (mine, decode, pending.result()) for i, mine, decode, pending in results}
             now = time.perf_counter()
@@ -283,6 +298,7 @@ class _Prepared:
 
 
 _Group = list[tuple[Example, dict[int, _Prepared] | Fault]]
+_Worked = list[tuple[int, list[Example], float, Pending]]
 
 
 def _pixels(

@@ -139,13 +139,15 @@ def fit(
     seed: int,
     importance: Floats | None = None,  # (n,) how much each image weighs, of mean 1
     strata: Ints | None = None,  # (n,) what folds are stratified by; default: the labels, where there is one each
+    standard: Standardised | None = None,
+    factors: Factors | None = None,
 ) -> Head:
     """Fit ridge and, where it is affordable, logistic regression; keep the one that is right more often.
 
     Of several labels, the one of less log-loss.
     """
-    standard = Standardised.of(x, importance)
-    factors = factor(x, standard, importance)
+    standard = standard or Standardised.of(x, importance)
+    factors = factors or factor(x, standard, importance)
     a = factors.root**2
     penalty = float(loo.penalties[loo.best])
     fold = folds(labels if strata is None else strata, groups, seed)

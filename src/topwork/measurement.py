@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,35 @@ IN_MEMORY = 8192
 those of more are read from the disk's cache in pieces, some five times."""
 
 
+FACTORS_BYTES = 64 * 2**20
+"""Decompositions of cuts that are kept for the head: all of EfficientNet-Lite0's up to some 600 images."""
+
+
+class Decomposed:
+    """Standardised features of cuts, decomposed: of what a probe took apart, a head is made without doing it again."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[probe.Standardised, probe.Factors]] = {}
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def at(
+        self, k: int, x: probe.Table, importance: NDArray[np.float64] | None
+    ) -> tuple[probe.Standardised, probe.Factors]:
+        """Of cut k, whose features are x: (n, d)."""
+        kept = self._found.get(k)
+        if kept is not None:
+            return kept
+        standard = probe.Standardised.of(x, importance)
+        made = standard, probe.factor(x, standard, importance)
+        vectors = made[1].u if made[1].u is not None else made[1].v
+        size = 0 if vectors is None else vectors.nbytes
+        with self._lock:
+            if self._bytes + size <= FACTORS_BYTES:
+                self._found[k] = made
+                self._bytes += size
+        return made
+
+
 @dataclass(frozen=True)
 class Measured:
     """All that one pass through a backbone and the probes say, before anything is decided."""
@@ -48,6 +78,7 @@ class Measured:
     cache: Path
     evidence: plan.Evidence
     whole: Measured | None = None  # of all cuts, on a sample: where the other images passed up to the last one here
+    factors: Decomposed = field(default_factory=Decomposed)  # of the chosen-with rows
 
     @property
     def ridges(self) -> tuple[float, ...]:
@@ -89,9 +120,10 @@ def fitted_head(m: Measured, chosen: int, seed: int) -> head.Head:
 
     def compute() -> memo.Arrays:
         x = _table(m.features, chosen, m.rows)
+        standard, factors = m.factors.at(chosen, x, m.importance)
         found = head.fit(
             x, m.truth[m.rows], len(m.dataset.classes), m.probes[chosen], groups=m.groups, seed=seed,
-            importance=m.importance, strata=m.labels[m.rows],
+            importance=m.importance, strata=m.labels[m.rows], standard=standard, factors=factors,
         )  # fmt: skip
         return {**memo.arrays(found), "facts": np.frombuffer(encode(found.facts), np.uint8)}
 
@@ -174,7 +206,10 @@ def _stacked(m: Measured, fitted: head.Head, found: stack.Stacked, gain: tuple[f
 
     def compute() -> memo.Arrays:
         x_by_cut = (_table(m.features, k, m.rows) for k in used)
-        w, b = stack.fit(x_by_cut, labels, classes, [m.probes[k] for k in used], weights, importance=m.importance)
+        w, b = stack.fit(
+            x_by_cut, labels, classes, [m.probes[k] for k in used], weights, importance=m.importance,
+            decomposed=lambda i, x: m.factors.at(used[i], x, m.importance),
+        )  # fmt: skip
         return {"weight": w, "bias": b}
 
     arrays = memo.remembered(
@@ -228,7 +263,11 @@ def parted(m: Measured, chosen: int, grouped: Grouped) -> Grouped:
 
     def compute() -> memo.Arrays:
         x = _table(m.features, chosen, m.rows)
-        found = probe.probe(x, truth, classes, groups=stated, importance=m.importance)
+        with threadpool_limits(1, "blas"):  # as for the probes (probed)
+            standard, factors = m.factors.at(chosen, x, m.importance)
+            found = probe.probe(
+                x, truth, classes, groups=stated, importance=m.importance, standard=standard, factors=factors
+            )
         return {"right": found.correct[:, found.best]}
 
     inputs = ["mixed", *_inputs(m, (chosen,), 0), mixed]
@@ -288,10 +327,11 @@ def probed(
     fold = head.folds(labels[rows], shared, seed)
     with_folds = keeps_scores(len(rows), classes, len(seen.cuts)) and not dataset.multi_label
 
+    decomposed = Decomposed()
+
     def compute(k: int) -> memo.Arrays:
         x = _table(seen, k, rows)
-        standard = probe.Standardised.of(x, importance)
-        factors = probe.factor(x, standard, importance)
+        standard, factors = decomposed.at(k, x, importance)
         result = probe.probe(
             x, truth[rows], classes, groups=shared, importance=importance, standard=standard, factors=factors
         )
@@ -343,7 +383,7 @@ def probed(
     )  # fmt: skip
     return Measured(
         dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes),
-        tuple(by_fold) if with_folds else None, cache, evidence,
+        tuple(by_fold) if with_folds else None, cache, evidence, factors=decomposed,
     )  # fmt: skip
 
 

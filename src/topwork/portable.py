@@ -53,7 +53,7 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Scores, probabilities, pooled features, and the map at every tap."""
-        x, maps = (pixels.float() * self.scale + self.shift).permute(0, 3, 1, 2), []
+        x, maps = graph.planar(pixels, self.scale, self.shift), []
         for k, segment in enumerate(self.segments):
             x = segment(x)
             if k in self.taps:

@@ -19,6 +19,9 @@ from topwork.probe import CHUNK, Floats, Ints, probe
 from topwork.records import FileFacts, Shortcut
 from topwork.statistics import Z95, class_weights, independent, paired_errors, wilson
 
+FORMULA = "1"
+"""Raised by every change that can change a number here; results kept under another one are not read."""
+
 SHARE = {"size and format": 0.25, "camera": 0.25, "file size": 0.5, "colour": 0.5, "first layers": 0.9}
 """Of what the network knows of the classes, how much is shown (lower 95% bound) to be known without looking at the
 thing where it warns. Size, format and camera are no part of what is shown, so a quarter is too much; colour and

@@ -8,7 +8,7 @@ cuts that count, so it costs what the deepest of them costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import nnls
 
-from topwork.probe import CHUNK, Floats, Ints, Probe, Standardised, Table, factor
+from topwork.probe import CHUNK, Factors, Floats, Ints, Probe, Standardised, Table, factor
 from topwork.probe import weights as ridge
 from topwork.statistics import paired_gain
 
@@ -98,15 +98,19 @@ def fit(
     weights: Sequence[float] | Floats,  # of the same cuts
     *,
     importance: Floats | None = None,
+    decomposed: Callable[[int, Table], tuple[Standardised, Factors]] | None = None,  # of the i-th cut
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # (sum d_k, C), (C,)
     """The weighted ridge heads as one linear head: scores = concatenated raw features @ weight + bias.
 
     Features are read one cut at a time, so `x_by_cut` may load them when asked.
     """
     parts, bias = [], np.zeros(classes)
-    for x, found, share in zip(x_by_cut, probes, weights, strict=True):
-        standard = Standardised.of(x, importance)
-        factors = factor(x, standard, importance)
+    for i, (x, found, share) in enumerate(zip(x_by_cut, probes, weights, strict=True)):
+        if decomposed is None:
+            standard = Standardised.of(x, importance)
+            factors = factor(x, standard, importance)
+        else:
+            standard, factors = decomposed(i, x)
         w, b = ridge(x, labels, classes, float(found.penalties[found.best]), standard, factors)
         raw = w / standard.scale[:, None]  # on features as they are: the standardisation goes into w and b
         parts.append(share * raw)

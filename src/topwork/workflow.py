@@ -26,6 +26,7 @@ from topwork import (
     faults,
     head,
     listing,
+    memo,
     model,
     plan,
     portable,
@@ -457,7 +458,7 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
             order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
             fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
         )  # fmt: skip
-        corrected = evaluate.corrected_accuracy(selected, seed=o.seed)
+        corrected = _corrected(selected, m.cache, o.seed)
     taps = tuple(m.features.cuts[k] for k in frozen.taps)
     if fitted.several:
         thresholds = expit(fitted.thresholds)
@@ -479,6 +480,24 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
         m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores,
         m.rows, fold_scores,
     )  # fmt: skip
+
+
+def _corrected(selected: evaluate.Selected, cache: Path, seed: int) -> float:
+    """The accuracy less what choosing added to it, found again where the same was chosen from the same."""
+    fitted, nothing = selected.head, np.zeros(0)
+    inputs: list[memo.Input] = [
+        "corrected", evaluate.FORMULA, str(seed),
+        f"{selected.chosen} {selected.delta!r} {selected.fixed}",
+        *(part for p in selected.probes for part in (p.squared, p.correct)),
+        fitted.ridge_folds, fitted.correct, fitted.loss, fitted.ridge_loss, str(fitted.several),
+        nothing if selected.groups is None else selected.groups,
+        nothing if selected.importance is None else selected.importance,
+        *(part for right, least in selected.several for part in (right, repr(least))),
+    ]  # fmt: skip
+    kept = memo.remembered(
+        cache / "probes", inputs, lambda: {"accuracy": np.array(evaluate.corrected_accuracy(selected, seed=seed))}
+    )
+    return float(kept["accuracy"])
 
 
 def _trained(found: tune.TrainedModel, seed: int) -> _Outcome:
