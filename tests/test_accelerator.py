@@ -6,6 +6,7 @@ Runs where PyTorch finds one; the rest of the suite computes on the CPU (conftes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import topwork
 from conftest import Log, labelled, tiny_network, write_photos
 from test_train import FULL, LAST, SURGICAL, World, same, weights, world
 from topwork import engine, features, replay, train, zoo
-from topwork.engine import Engine, device
+from topwork.engine import Engine, device, runtimes
 from topwork.engine.race import SAME, difference
 
 HERE = torch.accelerator.is_available()
@@ -56,8 +57,8 @@ def unwaiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def pixels(n: int = 4, side: int = 64) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+def pixels(n: int = 4, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("logits", [False, True])
@@ -67,6 +68,26 @@ def test_the_network_gives_the_cpus_features(logits: bool) -> None:
     here = Engine(backbone.chain.segments, backbone.preprocessing, on=torch.device("cpu"))
     assert there.device.type != "cpu"
     assert difference(there.see(pixels(), logits=logits), here.see(pixels(), logits=logits)) < SAME
+
+
+@on_cuda
+@pytest.mark.parametrize(("depth", "logits"), [(None, True), (None, False), (3, False)])
+def test_a_recorded_batch_is_what_its_operations_give(depth: int | None, logits: bool) -> None:
+    """Full batches and part of one, from several threads at once."""
+    backbone = zoo.load(size_px=64)
+    plain = Engine(backbone.chain.segments, backbone.preprocessing)
+    segments = len(backbone.chain.segments) if depth is None else depth
+    shares = np.full(segments, 1 / segments)
+    recorded = runtimes.Recorded(plain, 8, shares, (64, 64), logits=logits, depth=depth)
+    batches = [pixels(n, seed=n) for n in (8, 5, 1, 8, 7)]
+    with ThreadPoolExecutor(3) as threads:
+        pending = list(threads.map(recorded.submit, batches))
+    for batch, p in zip(batches, pending, strict=True):
+        seen = p.result()
+        assert len(seen.pooled) == (len(backbone.cuts) if depth is None else depth)
+        assert (seen.logits is not None) == logits
+        assert difference(seen, plain.see(batch, depth, logits=logits)) < SAME / 2
+        assert seen.seconds.shape == (segments,) and (seen.seconds > 0).all()
 
 
 def test_a_batch_is_handed_over_without_waiting(request: pytest.FixtureRequest) -> None:

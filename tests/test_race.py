@@ -433,7 +433,7 @@ class Accelerated(Engine):
     def _mark(self) -> Any:
         from topwork.engine import pytorch
 
-        return pytorch._Event(self.device)
+        return pytorch.Event(self.device)
 
 
 def accelerated(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype | None = None) -> Accelerated:
@@ -473,7 +473,7 @@ def test_on_an_accelerator_half_precision_runs_for_the_others(tmp_path: Path) ->
     engine.device = Elsewhere()  # type: ignore[assignment]
     wanted = race._Wanted(1, False, 1)
     found = dict(race._contenders(engine, pixels(), np.ones(1), wanted, False, 4, ONE, tmp_path, "eager"))
-    assert list(found) == ["pytorch, float16", "torch.compile"]
+    assert list(found) == ["pytorch, recorded", "pytorch, float16", "torch.compile"]
     half = found["pytorch, float16"].__closure__
     assert half is not None
     engines = [c.cell_contents for c in half if isinstance(c.cell_contents, Engine)]

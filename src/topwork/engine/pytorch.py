@@ -89,8 +89,11 @@ class Engine:
         x = torch.from_numpy(batch)
         if self.device.type == "cuda":  # from pinned memory the copy runs beside what the device computes
             x = x.pin_memory()
-        x = x.to(self.device, non_blocking=True).float()
-        return (x * self._scale + self._shift).permute(0, 3, 1, 2)
+        return self.normalised(x.to(self.device, non_blocking=True))
+
+    def normalised(self, raw: Tensor) -> Tensor:  # (b, h, w, 3) uint8 on the device
+        """(b, 3, h, w) float32, channels-last in memory."""
+        return (raw.float() * self._scale + self._shift).permute(0, 3, 1, 2)
 
     def see(self, batch: NDArray[np.uint8], depth: int | None = None, *, logits: bool = False) -> Seen:
         """Like submit, and wait for it."""
@@ -105,8 +108,8 @@ class Engine:
         cuts = len(self.segments) - 1 if depth is None else depth
         classify = logits and depth is None
         results: list[Tensor] = []
-        marks: list[tuple[_Mark, _Mark]] = []
-        with torch.inference_mode(), self._arithmetic():
+        marks: list[tuple[Mark, Mark]] = []
+        with torch.inference_mode(), self.arithmetic():
             begun = self._mark()
             x = self.pixels(batch)
             for k, segment in enumerate(self.segments[: cuts + classify]):
@@ -116,29 +119,32 @@ class Engine:
                 begun = self._mark()
         return _Submitted(results, marks, begun, len(self.segments) if depth is None else depth, classify)
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """How it computes: float32 as it is, or autocast."""
         if self.precision is None:
             return exact_arithmetic(self.device)
         return torch.autocast(self.device.type, dtype=self.precision)
 
     def _fetched(self, x: Tensor) -> Tensor:
-        """On its way to the CPU as float16, held at its limits: no infinity may enter the features."""
-        half = x.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+        """On its way to the CPU as float16."""
+        half = limited(x)
         if self.device.type != "cuda":
             return half.to("cpu", non_blocking=True)
         host = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
         return host.copy_(half, non_blocking=True)
 
-    def _mark(self) -> _Mark:
-        return _Moment() if self.device.type == "cpu" else _Event(self.device)
+    def _mark(self) -> Mark:
+        return _Moment() if self.device.type == "cpu" else Event(self.device)
 
 
-class _Mark(Protocol):
+class Mark(Protocol):
     """A point in the order of what is computed."""
 
-    def wait(self) -> None: ...
+    def wait(self) -> None:
+        """Until the device got there."""
 
-    def until(self, later: Any) -> float: ...
+    def until(self, later: Any) -> float:
+        """Seconds between the two."""
 
 
 class _Moment:
@@ -154,7 +160,7 @@ class _Moment:
         return later.at - self.at
 
 
-class _Event:
+class Event:
     """On an accelerator: recorded by the device when it gets there."""
 
     def __init__(self, on: torch.device) -> None:
@@ -162,9 +168,10 @@ class _Event:
         self._event.record()
 
     def wait(self) -> None:
+        """Until it is reached."""
         self._event.synchronize()
 
-    def until(self, later: _Event) -> float:
+    def until(self, later: Event) -> float:
         """Seconds; both must have been reached."""
         return float(self._event.elapsed_time(later._event)) / 1000
 
@@ -172,8 +179,8 @@ class _Event:
 @dataclass(frozen=True)
 class _Submitted:
     results: list[Tensor]
-    marks: list[tuple[_Mark, _Mark]]
-    end: _Mark
+    marks: list[tuple[Mark, Mark]]
+    end: Mark
     segments: int
     logits: bool
 
@@ -203,6 +210,11 @@ def prepare(segment: fx.GraphModule) -> fx.GraphModule:
         _replace(frozen, node.target, getattr(norm, "act", nn.Identity()))
     frozen.requires_grad_(False)
     return frozen.to(memory_format=torch.channels_last)
+
+
+def limited(x: Tensor) -> Tensor:
+    """As float16, held at its limits: no infinity may enter the features."""
+    return x.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
 
 
 def pool(maps: Tensor) -> Tensor:  # (b, c, h, w)

@@ -40,12 +40,16 @@ AGAIN = 2
 LEAST = 64
 """Images to come below which nothing is tried: no runtime repays even its being loaded."""
 
-WORTH = {"onnxruntime": 0.4, "openvino": 0.1, "torch.compile": 0.1, "pytorch, float16": 1.0}
+WORTH = {
+    "onnxruntime": 0.4, "openvino": 0.1, "torch.compile": 0.1, "pytorch, recorded": 0.6, "pytorch, float16": 1.0,
+}  # fmt: skip
 """Share of the time which the images to come would take that may go into trying it. ONNX Runtime took a third to
-almost a half of it off where it was measured (bench/engine.py); the others are a bet; half precision costs nothing to
-set up."""
+almost a half of it off where it was measured (bench/engine.py), recording on CUDA two thirds (bench/accelerator.py);
+the others are a bet; half precision costs nothing to set up."""
 
-SET_UP_S = {"onnxruntime": 2.0, "openvino": 4.0, "torch.compile": 40.0, "pytorch, float16": 0.0}
+SET_UP_S = {
+    "onnxruntime": 2.0, "openvino": 4.0, "torch.compile": 40.0, "pytorch, recorded": 0.1, "pytorch, float16": 0.0,
+}  # fmt: skip
 """Seconds to set it up before anybody has measured it here; with the graph already there, KNOWN_S."""
 
 KNOWN_S = 0.3
@@ -103,6 +107,8 @@ def choose(
 
     if images < LEAST or not len(sample := some()):
         return chosen(plain, engine.name, {})
+    if engine.device.type != "cpu":  # a few images take it as long as a batch
+        sample = np.resize(sample, (batch, *sample.shape[1:]))
     memory = _remembered(home, engine, lanes)
     clock = time.process_time if engine.device.type == "cpu" else time.perf_counter
 
@@ -225,6 +231,12 @@ def _contenders(
         if util.find_spec("onnx") and util.find_spec("openvino"):
             yield "openvino", lambda: runtimes.OpenVino(exported(), outputs, shares, lanes).submit
     else:
+        if engine.device.type == "cuda":
+            side = (sample.shape[1], sample.shape[2])
+            yield (
+                "pytorch, recorded",
+                lambda: runtimes.Recorded(engine, batch, shares, side, logits=wanted.logits, depth=wanted.given).submit,
+            )
         half = copy.copy(engine)
         half.precision = torch.float16
         yield half.name, lambda: lambda x: half.submit(x, wanted.given, logits=wanted.logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from topwork.engine.lanes import Lanes
-from topwork.engine.pytorch import FLOAT16_MAX, Engine, Pending, Seen
+from topwork.engine.pytorch import FLOAT16_MAX, Engine, Event, Pending, Seen, limited, pool
+
+WARM_UPS = 2
+"""Batches before recording: libraries make their workspaces in the first ones."""
 
 Shares = NDArray[np.float64]
 """(segments,) of the forward time, as PyTorch spends it: a runtime that fuses operations has no times of its own for
@@ -103,6 +108,73 @@ class Compiled:
             full = np.zeros((self._batch, *batch.shape[1:]), dtype=np.uint8)
             full[: len(batch)] = batch
         return _Trimmed(self._engine.submit(full, self._depth, logits=self._logits), len(batch))
+
+
+class Recorded:
+    """PyTorch on CUDA, its operations recorded once and launched together: launching them one by one took three times
+    as long as computing them (bench/accelerator.py). Batches are filled up to the one size that was recorded.
+    """
+
+    name = "pytorch, recorded"
+
+    def __init__(
+        self, engine: Engine, batch: int, shares: Shares, side: tuple[int, int], *, logits: bool, depth: int | None
+    ) -> None:
+        cuts = len(engine.segments) - 1 if depth is None else depth
+        self._engine, self._shares, self._logits = engine, shares, logits
+        self._lock = threading.Lock()
+        self._pixels = torch.zeros((batch, *side, 3), dtype=torch.uint8, device=engine.device)
+
+        def run() -> list[Tensor]:
+            x, found = engine.normalised(self._pixels), []
+            for k, segment in enumerate(engine.segments[: cuts + logits]):
+                x = segment(x)
+                found.append(limited(pool(x) if k < cuts else x))
+            return found
+
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), engine.arithmetic():
+            apart = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            apart.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(apart):
+                for _ in range(WARM_UPS):
+                    run()
+            torch.cuda.current_stream().wait_stream(apart)
+            with torch.cuda.graph(self._graph):
+                found = run()
+                self._found = torch.cat(found, dim=1)  # one copy to the CPU instead of one per cut
+        self._widths = np.cumsum([x.shape[1] for x in found])[:-1]
+
+    def submit(self, batch: NDArray[np.uint8]) -> Pending:
+        """Handed over one by one, whichever threads call it; nothing here waits for the device."""
+        pinned = torch.from_numpy(batch).pin_memory()
+        host = torch.empty(self._found.shape, dtype=torch.float16, pin_memory=True)
+        with self._lock, torch.inference_mode():
+            begun = Event(self._engine.device)
+            self._pixels[: len(batch)].copy_(pinned, non_blocking=True)
+            self._graph.replay()
+            host.copy_(self._found, non_blocking=True)
+            end = Event(self._engine.device)
+        return _Launched(host, begun, end, len(batch), self)
+
+    def seen(self, found: NDArray[np.float16], seconds: float) -> Seen:
+        """The rows of a batch, taken apart."""
+        arrays = [np.ascontiguousarray(x) for x in np.split(found, self._widths, axis=1)]
+        return Seen(arrays[:-1] if self._logits else arrays, arrays[-1] if self._logits else None,
+                    self._shares * seconds)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Launched:
+    host: Tensor
+    begun: Event
+    end: Event
+    rows: int
+    by: Recorded
+
+    def result(self) -> Seen:
+        self.end.wait()
+        return self.by.seen(self.host.numpy()[: self.rows], self.begun.until(self.end))
 
 
 @dataclass(frozen=True)
