@@ -240,7 +240,7 @@ def fits(folder: Path, size: int, rounds: int) -> dict[str, object]:
     loop = bare(engine)
 
     def floor() -> None:
-        decoded = batches(paths, lambda p: images.load(p, backbone.preprocessing), BATCH)
+        decoded = batches(paths, lambda p: images.load(p, backbone.preprocessing), BATCH, at_once=True)
         loop(np.stack([x for _, x in group]) for group in decoded)
 
     floor()

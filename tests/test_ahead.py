@@ -134,3 +134,13 @@ def test_threads_come_where_the_caller_has_to_wait() -> None:
     for _ in batches(range(40), make, 2, workers=4):
         time.sleep(0.03)  # the caller is the slow one
     assert most <= 2  # one, and one more for the very first batch
+
+
+def test_all_threads_begin_where_the_processor_has_nothing_else_to_do() -> None:
+    together = threading.Barrier(4)  # broken unless four are inside at once, before anybody has waited for a batch
+
+    def make(i: int) -> int:
+        together.wait(20)
+        return i
+
+    assert [x for batch in batches(range(4), make, 4, workers=4, at_once=True) for _, x in batch] == [0, 1, 2, 3]

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from topwork.engine import FLOAT16_MAX, Engine, normalisation, pool, prepare
+from topwork.engine import FLOAT16_MAX, Engine, device, exact_arithmetic, normalisation, pool, prepare
+from topwork.errors import UsageError
 from topwork.zoo import Backbone
 from topwork.zoo.cuts import chain
 from topwork.zoo.sources import find
@@ -219,3 +220,35 @@ def test_activations_beyond_float16_are_held_at_its_limit() -> None:
     )
     assert seen.pooled[0].max() == FLOAT16_MAX
     assert seen.pooled[0].min() == -FLOAT16_MAX
+
+
+def test_float32_is_float32_on_cuda_and_cudnn_stays_on() -> None:
+    """flags' own defaults switch cuDNN off: that made everything three times as slow."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with exact_arithmetic(torch.device("cuda")):
+            assert torch.backends.cudnn.enabled
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        with exact_arithmetic(torch.device("cpu")):
+            assert torch.backends.cudnn.allow_tf32  # nothing of CUDA's is touched
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def test_where_networks_run_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = "mps"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(found))
+    for asked in ("", "auto", "mps"):
+        monkeypatch.setenv("TOPWORK_DEVICE", asked)
+        assert device() == torch.device("mps")
+    monkeypatch.setenv("TOPWORK_DEVICE", "cpu")
+    assert device() == torch.device("cpu")
+    monkeypatch.setenv("TOPWORK_DEVICE", "cuda")
+    with pytest.raises(UsageError, match="TOPWORK_DEVICE is 'cuda', expected auto, cpu or mps"):
+        device()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("TOPWORK_DEVICE")
+    assert device() == torch.device("cpu")

@@ -86,9 +86,12 @@ class Store:
 
         watch.begin("views", len(self.examples))
         try:
-            batch = BATCH if engine.device.type == "cpu" else BATCH_GPU
+            apart = engine.device.type != "cpu"
+            batch = BATCH_GPU if apart else BATCH
             with lanes(engine.device) as shared:
-                passed = flow(self.examples, lambda e: self._pixels(e, number), work, batch, lanes=shared.count)
+                passed = flow(
+                    self.examples, lambda e: self._pixels(e, number), work, batch, lanes=shared.count, at_once=apart
+                )
                 for group, blocks in passed:
                     for point, block in blocks:
                         files[point].write(block.tobytes())

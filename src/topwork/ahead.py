@@ -22,16 +22,22 @@ W = TypeVar("W")
 
 
 def batches(
-    items: Sequence[T], make: Callable[[T], R], size: int, *, workers: int | None = None, ahead: int = AHEAD
+    items: Sequence[T],
+    make: Callable[[T], R],
+    size: int,
+    *,
+    workers: int | None = None,
+    ahead: int = AHEAD,
+    at_once: bool = False,
 ) -> Generator[list[tuple[T, R]]]:
     """Items with what `make` gives for each, in order, in batches of `size`, prepared in threads.
 
     Begun when it is called, `ahead` batches beyond the one that is asked for. One thread at first; twice as many
-    whenever the caller had to wait for a batch, up to `workers` (by default one per processor). What `make` raises
-    comes out here.
+    whenever the caller had to wait for a batch, up to `workers` (by default one per processor); all of them from the
+    start where the processor has nothing else to do (`at_once`). What `make` raises comes out here.
     """
     most = workers or os.cpu_count() or 1
-    gate = _Gate(most)
+    gate = _Gate(most, most if at_once else 1)
 
     def passed(item: T) -> R:
         with gate:
@@ -63,14 +69,14 @@ def batches(
 
 def flow(
     items: Sequence[T], make: Callable[[T], R], work: Callable[[list[tuple[T, R]]], W], size: int, *, lanes: int,
-    ahead: int = AHEAD,
+    ahead: int = AHEAD, at_once: bool = False,
 ) -> Iterator[tuple[list[tuple[T, R]], W]]:  # fmt: skip
     """Batches with what `work` gives for each, in order; `lanes` of them are worked on at once, beside the caller.
 
     Preparing begins when it is called, working when the first batch is asked for. What `make` or `work` raises comes
     out here.
     """
-    prepared = batches(items, make, size, ahead=ahead)
+    prepared = batches(items, make, size, ahead=ahead, at_once=at_once)
 
     def worked() -> Iterator[tuple[list[tuple[T, R]], W]]:
         under_way: deque[tuple[list[tuple[T, R]], Future[W]]] = deque()
@@ -92,11 +98,11 @@ def flow(
 
 
 class _Gate:
-    """Lets one thread through at a time, later more."""
+    """Lets few threads through at a time, later more."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self.width = most, 1
-        self._room = threading.Semaphore(1)
+    def __init__(self, most: int, first: int = 1) -> None:
+        self._most, self.width = most, first
+        self._room = threading.Semaphore(first)
 
     def widen(self) -> None:
         more = min(self.width, self._most - self.width)

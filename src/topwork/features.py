@@ -237,7 +237,7 @@ def _pass(
         begun: list[Iterator[tuple[_Group, _Worked]]] = []
 
         def begin() -> None:
-            begun.append(flow(todo, prepared, work, batch, lanes=lanes.count, ahead=ahead))
+            begun.append(flow(todo, prepared, work, batch, lanes=lanes.count, ahead=ahead, at_once=on.type != "cpu"))
 
         chosen = {
             i: engine.choose(

@@ -45,9 +45,10 @@ CHECKPOINT_S = 20.0
 _FORMAT = "1"
 
 
-NARROW = 8
+NARROW = 16
 """Input channels below which a 1x1 convolution is trained channels first: its gradient in the other layout writes
-outside its memory on processors with AVX2 alone (torch 2.14.1; RepVGG's first block at 64 px ended the process)."""
+outside its memory where a vector register holds more numbers than that (8 with AVX2: torch 2.14.1, RepVGG's first block
+of 3 channels at 64 px ended the process; 16 with AVX-512: torch 2.11, 8 and 12 channels, from two threads on)."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,13 @@ def device() -> torch.device:
 
 def exact_arithmetic(on: torch.device) -> AbstractContextManager[Any]:
     """Within it float32 is float32: CUDA's convolutions would round their inputs to 10 bits (TF32)."""
-    return torch.backends.cudnn.flags(allow_tf32=False) if on.type == "cuda" else nullcontext()
+    if on.type != "cuda":
+        return nullcontext()
+    now = torch.backends.cudnn  # what is not named here would be taken from flags' own defaults: cuDNN switched off
+    return torch.backends.cudnn.flags(
+        enabled=now.enabled, benchmark=now.benchmark, benchmark_limit=now.benchmark_limit,
+        deterministic=now.deterministic, allow_tf32=False,
+    )  # fmt: skip
 
 
 class Engine:
