@@ -1,9 +1,11 @@
 """What does a whole `fit` cost, in forward equivalents and in memory?
 
 1 FE = decoding and one forward pass of the whole backbone over the same images at the same size, in the fastest
-engine at hand, already set up, on all cores, no pooling, nothing kept: the floor. FE and fit run in one process, in
-turn; medians of ratios. Imports and model loading are counted apart. What counts is when the answer is told (plan,
-doubts, accuracy); beside it stands when the model, its proof in ONNX Runtime, its pictures and its page are written.
+engine at hand, already set up, on all cores, no pooling, nothing kept: the floor. ONNX Runtime runs the graph that
+topwork writes; what a fit takes of a pass through the graph that PyTorch's exporter makes of the same network is
+printed beside it. FE and fit run in one process, in turn; medians of ratios. Imports and model loading are counted
+apart. What counts is when the answer is told (plan, doubts, accuracy); beside it stands when the model, its proof in
+ONNX Runtime, its pictures and its page are written.
 A fit is made three times: the very first one with this backbone on this machine (it exports the network and lets the
 engines race), one with another cache of features that finds the engine, and a repeated one that finds everything.
 Bounds: 1.15 FE, repeated 0.1 FE.
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +70,7 @@ def main() -> None:
                     parts = ", ".join(f"{k} {v:.2f}" for k, v in run.record.spending.seconds.items())
                     print(
                         f"{name}, round {turn}, {kind}: {seconds / fe:.3f} FE of {fe:.2f} s ({run.record.engine.name}),"
+                        f" {seconds / engines['onnxruntime, as exported']:.3f} of the network as exported,"
                         f" all written {whole / fe:.3f}; {parts}",
                         flush=True,
                     )
@@ -125,7 +129,14 @@ def forward_equivalent(folder: Path, size: int | None, home: Path) -> tuple[floa
     paths = [folder / e.path for e in data.read(folder).examples]
     if not (home / "graph.onnx").exists():
         side = backbone.preprocessing.crop_px
-        graph.export(engine, np.zeros((2, side, side, 3), dtype=np.uint8), home / "graph.onnx", logits=True)
+        grey = np.zeros((2, side, side, 3), dtype=np.uint8)
+        graph.export(engine, grey, home / "graph.onnx", logits=True)
+        with torch.inference_mode(), graph._quiet():  # as PyTorch's exporter writes the network when nothing is done
+            torch.onnx.export(
+                _Whole(engine), (torch.from_numpy(grey),), str(home / "exported.onnx"), dynamo=False,
+                opset_version=graph.OPSET, input_names=["pixels"], output_names=["logits"],
+                dynamic_axes={n: {0: "b"} for n in ("pixels", "logits")},
+            )  # fmt: skip
 
     def plain(pixels: NDArray[np.uint8]) -> object:
         with torch.inference_mode():
@@ -139,10 +150,15 @@ def forward_equivalent(folder: Path, size: int | None, home: Path) -> tuple[floa
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = shared.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            graph.ends(home / "graph.onnx", ["logits"]), options, providers=["CPUExecutionProvider"]
+        session, exported = (
+            onnxruntime.InferenceSession(graph.ends(file, ["logits"]), options, providers=["CPUExecutionProvider"])
+            for file in (home / "graph.onnx", home / "exported.onnx")
         )
-        for name, run in (("pytorch", plain), ("onnxruntime", lambda x: session.run(None, {"pixels": x}))):
+        for name, run in (
+            ("pytorch", plain),
+            ("onnxruntime", lambda x: session.run(None, {"pixels": x})),
+            ("onnxruntime, as exported", lambda x: exported.run(None, {"pixels": x})),
+        ):
 
             def batch(i: int, run: Callable[[NDArray[np.uint8]], object] = run) -> None:
                 run(np.stack([images.load(p, backbone.preprocessing) for p in paths[i : i + BATCH]]))
@@ -154,6 +170,21 @@ def forward_equivalent(folder: Path, size: int | None, home: Path) -> tuple[floa
                     pass
                 found[name] = time.perf_counter() - start
     return min(found.values()), found
+
+
+class _Whole(torch.nn.Module):
+    """The whole network, from uint8 pixels to logits."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__()
+        self.segments = torch.nn.ModuleList(engine.segments)
+        self.scale, self.shift = engine._scale, engine._shift
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = (pixels.float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        for segment in self.segments:
+            x = segment(x)
+        return x
 
 
 def peak_memory(count: int) -> int:

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +38,7 @@ from topwork.probe import (
 )
 from topwork.records import HeadFacts
 
-FORMULA = "3"
+FORMULA = "4"
 """Raised by every change that can change a number here; results kept under another one are not read."""
 
 FOLDS = 5
@@ -168,7 +167,7 @@ def fit(
                 " of the same folds"
             )
             logistic_penalty = float(LOGISTIC_PENALTIES[best])
-            w, b = _refit(x, labels, classes, best, standard, factors)
+            w, b = _refit(x, labels, classes, best, standard, factors, path.near)
             facts = HeadFacts("logistic", logistic_penalty, 1.0, ridge_accuracy, accuracy, reason)
             return _head(
                 w, b, standard, path.scores[best], labels, facts, path.correct[:, best], ridge.correct[:, 0], path
@@ -241,8 +240,8 @@ def _several(
             scores, kept = path.scores[best], path.correct[:, best]
             t = sigmoid.temperature(scores, truth)
         reason = "; ".join(words if kind == "logistic" else reversed(words)) + ", on the same folds"
-    if kind == "logistic":
-        w, b = _refit(x, truth, classes, best, standard, factors)
+    if path is not None and kind == "logistic":
+        w, b = _refit(x, truth, classes, best, standard, factors, path.near)
     else:
         slope, offset = sigmoid.platt(raw, truth)
         w, b = weights(x, truth, classes, penalty, standard, factors)
@@ -270,6 +269,7 @@ class _Path:
     scores: list[Floats]  # per penalty (n, C) out-of-fold logits
     correct: Right  # (n, P)
     loss: NDArray[np.float32]  # (n, P)
+    near: tuple[Floats, Floats]  # the folds' mean (W, b) at the penalty of least loss: from there it is not far
 
 
 def _path(x: Table, labels: Labels, classes: int, fold: Ints, standard: Standardised, factors: Factors) -> _Path:
@@ -282,25 +282,32 @@ def _path(x: Table, labels: Labels, classes: int, fold: Ints, standard: Standard
         walks.append(_walk(u[train], factors.s, labels[train], a[train], classes, factors.unit * len(train) / n))
     scores: list[Floats] = []
     losses: list[Floats] = []
+    near = np.zeros(0), np.zeros(0)
     with ThreadPoolExecutor(min(FOLDS, os.cpu_count() or 1)) as pool:  # what a step computes, it computes unlocked
         for _ in LOGISTIC_PENALTIES:
             out = np.empty((n, classes))
-            for k, (w, b) in enumerate(pool.map(next, walks)):
+            found = list(pool.map(next, walks))
+            for k, (w, b) in enumerate(found):
                 out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
             scores.append(out)
             several = labels.ndim == 2
             losses.append(sigmoid.losses(out, labels) if several else -log_softmax(out, axis=1)[rows, labels])
             means = [float(a @ loss) for loss in losses]
+            if means[-1] == min(means):
+                # A class that one fold lacks has an offset of its own there: not the mean of these.
+                near = np.mean([w for w, _ in found], axis=0), np.median([b for _, b in found], axis=0)
             if len(means) >= 2 and means[-1] > means[-2]:
                 break
     correct = np.stack([right(s, labels, 0.0) for s in scores], axis=1)
-    return _Path(scores, correct, np.stack(losses, axis=1).astype(np.float32))
+    return _Path(scores, correct, np.stack(losses, axis=1).astype(np.float32), near)
 
 
 def _walk(
-    u: NDArray[np.float32], s: Floats, labels: Labels, importance: Floats, classes: int, unit: float
-) -> Iterator[tuple[Floats, Floats]]:
-    """(W, b) for each penalty in turn, each started from the last; W in the coordinates U sqrt(s).
+    u: NDArray[np.float32], s: Floats, labels: Labels, importance: Floats, classes: int, unit: float, *,
+    penalties: Floats = LOGISTIC_PENALTIES, near: tuple[Floats, Floats] | None = None,
+) -> Iterator[tuple[Floats, Floats]]:  # fmt: skip
+    """(W, b) for each penalty in turn, each started from the last, the first from `near`; W in the coordinates
+    U sqrt(s).
 
     Minimises sum_i a_i log-loss_i + penalty * unit / 2 * ||W||^2, the bias free, by L-BFGS in coordinates
     in which the curvature is about the same everywhere. Classes that have no row here are left out
@@ -319,6 +326,8 @@ def _walk(
         step, b = _one_of(column, importance), np.log(np.bincount(column, weights=a, minlength=len(present)) / n)
     c = len(present)
     w = np.zeros((r, c))
+    if near is not None:
+        w, b = near[0][:, present], near[1][present]
 
     def loss(theta: Floats, stretch: Floats, ridge: Floats) -> tuple[float, Floats]:
         v, bias = theta[: r * c].reshape(r, c), theta[r * c :]
@@ -327,7 +336,7 @@ def _walk(
         gradient = stretch * (u.T @ delta) + ridge * v
         return value / n, np.concatenate([gradient.ravel(), delta.sum(axis=0)]).astype(np.float64) / n
 
-    for penalty in LOGISTIC_PENALTIES:
+    for penalty in penalties:
         strength = penalty * unit
         even = np.sqrt(CURVATURE * s + strength)[:, None]  # W = V / even
         found = minimize(
@@ -373,10 +382,16 @@ def _each(truth: NDArray[np.bool_], weight: Floats) -> Step:
 
 
 def _refit(
-    x: Table, labels: Labels, classes: int, best: int, standard: Standardised, factors: Factors
-) -> tuple[Floats, Floats]:
-    walk = _walk(_left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit)
-    w, b = next(islice(walk, best, None))
+    x: Table, labels: Labels, classes: int, best: int, standard: Standardised, factors: Factors,
+    near: tuple[Floats, Floats],
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """At the chosen penalty, from what the folds found there: a tenth of the steps of a walk from the strongest one."""
+    w, b = next(
+        _walk(
+            _left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit,
+            penalties=LOGISTIC_PENALTIES[best : best + 1], near=near,
+        )
+    )  # fmt: skip
     if factors.v is not None:
         return factors.v @ w, b
     assert factors.u is not None

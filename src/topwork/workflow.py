@@ -300,19 +300,9 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             watch=watch, clock=clock,
         )  # fmt: skip
         with clock.time("plan"):
-            one_depth = decided = seen.plan(delta=o.delta, cut=o.cut)
-            m = seen.of(decided)
-        with clock.time("head"), threadpool_limits(1, "blas"):
-            frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several, delta=o.delta)
-            if len(frozen.taps) > 1:
-                deepest = m.features.cuts[frozen.taps[-1]]
-                decided = plan.stacked(decided, m.evidence, deepest, frozen.head.facts.reason)
-        watch.show("standings", seen.standings(decided))
-        watch.show("plan", decided)
-        with clock.time("doubts"):
-            of_data = _Doubts(
-                doubts.suspected(seen, m, frozen, o.delta), doubts.shortcut(m), doubts.grown(m, one_depth, o.seed)
-            )
+            one_depth = seen.plan(delta=o.delta, cut=o.cut)
+            m = seen.of(one_depth)
+        frozen, decided, of_data = _headed(seen, m, one_depth, o, clock, watch, several=several)
         watch.show("suspects", of_data.suspects)
         watch.show("shortcuts", of_data.shortcuts)
         watch.show("growth", of_data.growth)
@@ -351,6 +341,30 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         _drawn(run, watch)
     watch.show("run", run)
     return run
+
+
+def _headed(
+    seen: survey.Survey, m: Measured, one_depth: Plan, o: Options, clock: Clock, watch: Watch, *, several: bool
+) -> tuple[Frozen, Plan, _Doubts]:
+    """The head on the frozen layers, the plan with it, and what speaks against the data.
+
+    What is asked of the data alone is computed beside the head, on one BLAS thread each; the limit is set out here,
+    since it is the process's own.
+    """
+    decided = one_depth
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as beside:
+        growth = beside.submit(doubts.grown, m, one_depth, o.seed)
+        trivial = beside.submit(doubts.shortcut, m)
+        with clock.time("head"):
+            frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several, delta=o.delta)
+            if len(frozen.taps) > 1:
+                deepest = m.features.cuts[frozen.taps[-1]]
+                decided = plan.stacked(decided, m.evidence, deepest, frozen.head.facts.reason)
+        watch.show("standings", seen.standings(decided))
+        watch.show("plan", decided)
+        with clock.time("doubts"):
+            suspected = doubts.suspected(seen, m, frozen, o.delta)
+            return frozen, decided, _Doubts(suspected, trivial.result(), growth.result())
 
 
 def _looked(run: Run, kept: model.Model, outcome: _Outcome, watch: Watch) -> None:

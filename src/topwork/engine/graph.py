@@ -56,7 +56,7 @@ def planar(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:  # (b, h, w,
 
 def pool(maps: Tensor) -> Tensor:
     """What pytorch.pool gives, written with the operations that runtimes know as global pooling."""
-    mean, largest = nn.functional.adaptive_avg_pool2d(maps, 1), nn.functional.adaptive_max_pool2d(maps, 1)
+    mean, largest = nn.functional.adaptive_avg_pool2d(maps, 1), _Largest.apply(maps)
     return torch.cat([mean, largest], dim=1).flatten(1)
 
 
@@ -104,6 +104,20 @@ def ends(file: Path, outputs: Sequence[str]) -> bytes:
     del model.graph.output[:]
     model.graph.output.extend(kept)
     return bytes(model.SerializeToString())
+
+
+class _Largest(torch.autograd.Function):
+    """The maximum over the map. Where sizes are known, the exporter would write it as a pooling with a window."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        """(b, c, h, w) to (b, c, 1, 1)."""
+        return nn.functional.adaptive_max_pool2d(maps, 1)
+
+    @staticmethod
+    def symbolic(g: Any, maps: Any) -> Any:
+        """The operation in the graph."""
+        return g.op("GlobalMaxPool", maps)
 
 
 class _Conv(torch.autograd.Function):
