@@ -82,3 +82,22 @@ def test_an_interrupted_reader_ends() -> None:
 
 def test_the_cpu_has_no_memory_of_its_own() -> None:
     assert free_bytes(CPU) == 0
+
+
+def test_a_view_that_no_longer_fits_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training, or another program, may take the memory that was free at first."""
+    stored = views(2, 6)
+    found = Feed(stored.__getitem__, np.arange(6), CPU)
+    found._apart, found._room = True, 2 * stored[0].nbytes
+    rows = [np.array([3, 1]), np.array([5])]
+    before = [x.numpy() for x, _, _ in found.batches(0, rows)]
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    after = [x.numpy() for x, _, _ in found.batches(1, rows)]
+    for part, one, other in zip(rows, before, after, strict=True):
+        np.testing.assert_array_equal(one, stored[0][part])
+        np.testing.assert_array_equal(other, stored[1][part])
+    assert found._held == {} and found._room == 0

@@ -33,7 +33,7 @@ class Feed:
         self._apart = device.type != "cpu"  # its memory is not the one that files are mapped into
         self._labels = torch.from_numpy(labels)  # (n,)
         self._labels_there = self._labels.to(device)
-        self._room = HELD_SHARE * free_bytes(device)
+        self._room = int(HELD_SHARE * free_bytes(device))
         self._held: dict[int, Tensor] = {}
 
     def batches(self, number: int, batches: Sequence[Ints]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -80,7 +80,11 @@ class Feed:
             return None
         while self._held and stored.nbytes * (1 + len(self._held)) > self._room:
             del self._held[next(iter(self._held))]
-        there = torch.empty(stored.shape, dtype=torch.from_numpy(stored[:0].copy()).dtype, device=self._device)
+        try:
+            there = torch.empty(stored.shape, dtype=torch.from_numpy(stored[:0].copy()).dtype, device=self._device)
+        except torch.OutOfMemoryError:  # the training, or another program, has taken what was free
+            self._held, self._room = {}, 0
+            return None
         step = max(1, PIECE * len(stored) // max(1, stored.nbytes))
         for i in range(0, len(stored), step):
             there[i : i + step].copy_(torch.from_numpy(stored[i : i + step].copy()))

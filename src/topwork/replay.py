@@ -30,7 +30,7 @@ class Replay:
 
     `step` must change nothing but `state`, ask the device for nothing, and draw from the device's own generator alone.
     Recording leaves the state as it was. `beside`: an earlier recording, whose memory this one may share, since they
-    never run at once. Raises RuntimeError where memory does not suffice.
+    never run at once. Raises RuntimeError where memory does not suffice, or an operation cannot be recorded.
     """
 
     def __init__(

@@ -238,7 +238,7 @@ class _Course:
         )  # fmt: skip
         self.full_rates = torch.tensor([g["full_lr"] for g in self.optimiser.param_groups], device=self.device)
         self.rates = self.full_rates.clone() if recorded else None  # what a recorded step reads, on the device
-        self.replays: dict[int, replay.Replay | None] = {}  # by images in the batch; None: memory did not suffice
+        self.replays: dict[int, replay.Replay | None] = {}  # by images in the batch; None: not to be
         window = max(1.0, recipe.average * self.steps)
         # torch's AveragedModel counts its updates in a tensor, and asks the device for it at each step.
         self.average, self._towards = copy.deepcopy(self.network), get_ema_multi_avg_fn(1 - 1 / window)  # type: ignore[no-untyped-call]
@@ -345,9 +345,7 @@ class _Course:
         beside = next((r for r in self.replays.values() if r is not None), None)
         try:
             return replay.Replay(step, x, y, [*learnt, *moments, *self.average.parameters()], beside=beside)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
+        except RuntimeError:  # too little memory, or an operation that cannot be recorded: one by one, as elsewhere
             return None
 
     def _backward(self, x: Tensor, y: Tensor, weight: float | Tensor) -> list[Tensor]:
