@@ -32,10 +32,17 @@ def batches(
 ) -> Generator[list[tuple[T, R]]]:
     """Items with what `make` gives for each, in order, in batches of `size`, prepared in threads.
 
-    Begun when it is called, `ahead` batches beyond the one that is asked for. One thread at first; twice as many
-    whenever the caller had to wait for a batch, up to `workers` (by default one per processor); all of them from the
-    start where the processor has nothing else to do (`at_once`). What `make` raises comes out here.
+    Begun when the first is asked for, `ahead` batches beyond it. One thread at first; twice as many whenever the caller
+    had to wait for a batch, up to `workers` (by default one per processor); all of them from the start where the
+    processor has nothing else to do (`at_once`). What `make` raises comes out here.
     """
+    yield from _begun(items, make, size, workers=workers, ahead=ahead, at_once=at_once)
+
+
+def _begun(
+    items: Sequence[T], make: Callable[[T], R], size: int, *, workers: int | None, ahead: int, at_once: bool
+) -> Generator[list[tuple[T, R]]]:
+    """The same, begun when it is called."""
     most = workers or os.cpu_count() or 1
     gate = _Gate(most, most if at_once else 1)
 
@@ -76,7 +83,7 @@ def flow(
     Preparing begins when it is called, working when the first batch is asked for. What `make` or `work` raises comes
     out here.
     """
-    prepared = batches(items, make, size, ahead=ahead, at_once=at_once)
+    prepared = _begun(items, make, size, workers=None, ahead=ahead, at_once=at_once)
 
     def worked() -> Iterator[tuple[list[tuple[T, R]], W]]:
         under_way: deque[tuple[list[tuple[T, R]], Future[W]]] = deque()

@@ -23,6 +23,7 @@ STEPS, PUSHED = 150, 50
 EXAGGERATION = 12.0
 MOMENTUM = (0.5, 0.8)  # while it is exaggerated, and afterwards
 DIRECTIONS = 50  # principal components that neighbours are looked for in
+FARTHEST = np.float32(10)  # that a position may move in a step; maps are some tens wide
 START = 1e-4  # spread of the first positions: small, so that forces decide
 
 
@@ -114,11 +115,13 @@ def _settled(p: csr_matrix, y: Floats) -> Floats:
         total = float(near.sum(dtype=np.float64)) - n  # without each with itself
         np.multiply(near, near, out=near)
         held = near @ np.hstack([y, ones])
-        repulsion = (held[:, 2:] * y - held[:, :2]) / np.float32(max(total, 1e-30))
+        repulsion = (held[:, 2:] * y - held[:, :2]) / np.float32(max(total, 1e-6 * n))  # what is below is rounding
         slope = 4 * ((EXAGGERATION if pushed else 1.0) * attraction - repulsion)
         against = np.sign(slope) != np.sign(speed)
         gain = np.maximum(np.where(against, gain + 0.2, gain * 0.8), 0.01).astype(np.float32)
         speed = (MOMENTUM[not pushed] * speed - rate * gain * slope).astype(np.float32)
+        # A few images far from all others would throw each other out of all numbers.
+        speed *= np.minimum(1, FARTHEST / np.maximum(np.sqrt((speed * speed).sum(axis=1, keepdims=True)), FARTHEST))
         y = y + speed
         y = y - y.mean(axis=0)
     return y
