@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,11 @@ def test_an_interrupted_reader_ends() -> None:
     found = Feed(stored.__getitem__, np.arange(6), CPU)
     found._apart, found._room = True, 0
     batches = found.batches(0, [np.array([i]) for i in range(6)])
+    before = threading.active_count()
     next(batches)
-    batches.close()  # would hang, or leave a thread behind
+    assert threading.active_count() == before + 1
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
 
 
 def test_the_cpu_has_no_memory_of_its_own() -> None:
