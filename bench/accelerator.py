@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ import fine_tuning
 from topwork import activations, data, features, images, train, zoo
 from topwork.ahead import batches
 from topwork.engine import Engine, choose, lanes
-from topwork.engine.race import difference
+from topwork.engine.race import SAME, difference
 from topwork.head import Exact
 from topwork.records import Augmentation, Recipe, RunRecord
 from topwork.watch import Silent
@@ -45,14 +46,16 @@ BATCH = features.BATCH_GPU
 def main() -> None:
     given = common.arguments(__doc__ or "", rounds=ROUNDS, size=224, images=2048)
     if not torch.accelerator.is_available():
-        raise SystemExit("no accelerator that PyTorch finds: nothing to measure")
+        print("no accelerator that PyTorch finds: nothing to measure")
+        common.finish({"bench": "accelerator", "quick": given.quick, "device": None})
+        return
     os.environ["TOPWORK_DEVICE"] = "auto"
     on = torch.accelerator.current_accelerator()
     name = (
         torch.get_device_module(on).get_device_name() if hasattr(torch.get_device_module(on), "get_device_name") else ""
     )
     print(f"{on.type} {name}, {os.cpu_count()} cores, PyTorch {torch.__version__}", flush=True)
-    figures: dict[str, object] = {"device": f"{on.type} {name}"}
+    figures: dict[str, Any] = {"device": f"{on.type} {name}"}
     for network in NETWORKS[: 1 if given.quick else None]:
         backbone = calm(fine_tuning.random_backbone(network, given.size))
         figures[f"{network} pass"] = frozen(backbone, 256 if given.quick else given.images, given.rounds)
@@ -60,7 +63,9 @@ def main() -> None:
     for name in SETS[: 1 if given.quick else None]:
         if (common.SETS / name).is_dir():
             figures[f"{name} fit"] = fits(common.SETS / name, given.size, given.rounds)
-    common.finish({"bench": "accelerator", "quick": given.quick, **figures})
+    bounds = [(f"{kind}: difference", f["difference"], SAME, f["difference"] <= SAME)
+              for kind, f in figures.items() if kind.endswith(" pass")]  # fmt: skip
+    common.finish({"bench": "accelerator", "quick": given.quick, **figures}, bounds)
 
 
 def calm(backbone: zoo.Backbone) -> zoo.Backbone:
