@@ -30,10 +30,11 @@ from sklearn.metrics import (
 )
 
 from conftest import SIZE_PX, Finished, Log
-from topwork import cli, data, head, plan, probe, runs, sigmoid, statistics, terminal, workflow
+from topwork import cli, data, head, logistic, plan, probe, runs, sigmoid, statistics, terminal, workflow
 from topwork import model as models
+from topwork.correction import Selected, corrected_accuracy
 from topwork.errors import DataError, UsageError
-from topwork.evaluate import Selected, corrected_accuracy, several
+from topwork.evaluate import several
 from topwork.ranking import average_precision, multi_hot, rightness
 from topwork.records import Dataset, Example, Metrics, ModelFacts
 
@@ -139,9 +140,10 @@ def test_the_walk_is_one_vs_rest_logistic_regression() -> None:
     standard = probe.Standardised.of(x)
     factors = probe.factor(x, standard)
     u = head._left(x, standard, factors)
-    walk = head._walk(u, factors.s, truth, np.ones(len(x)), 4, factors.unit)
-    for penalty, (w, b) in zip(head.LOGISTIC_PENALTIES[:6], walk, strict=False):
-        mine = expit(u @ (np.sqrt(factors.s)[:, None] * w) + b)
+    penalties = head.LOGISTIC_PENALTIES[:6]
+    walk = logistic.walk(u, factors.s, truth, 4, np.ones((1, len(x))), np.array([factors.unit]), penalties)
+    for penalty, found in zip(penalties, walk, strict=True):
+        mine = expit(found.logits(0, u, factors.s))
         for k in range(4):
             theirs = LogisticRegression(C=1 / (penalty * factors.unit), tol=1e-8, max_iter=1000)
             theirs.fit(standard(x), truth[:, k])

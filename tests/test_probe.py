@@ -74,10 +74,10 @@ def predict(monkeypatch: pytest.MonkeyPatch) -> Predict:
         def computed(*given: Any) -> None:
             *inputs, store = given
 
-            def record(k: int, rows: Any, r: Floats) -> None:
+            def record(ks: slice, rows: Any, r: Floats) -> None:
                 if len(inputs[-1]) == len(penalties):  # a second round computes the best penalty alone
-                    residuals[rows, k] = r
-                store(k, rows, r)
+                    residuals[rows, ks] = r
+                store(ks, rows, r)
 
             compute(*inputs, record)
 

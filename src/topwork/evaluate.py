@@ -9,29 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtr, softmax
 
-from topwork.head import Head
-from topwork.plan import cheapest, deficits
-from topwork.probe import Probe
 from topwork.ranking import Order, average_precision, rightness
 from topwork.records import ClassMetrics, Estimate, LabelMetrics, Metrics, MultiLabelMetrics, ReliabilityBin
 from topwork.sigmoid import losses
-from topwork.statistics import Z95, paired_gain, wilson
+from topwork.statistics import Z95, wilson
 from topwork.statistics import independent as worth_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-FORMULA = "1"
-"""Of the corrected accuracy: raised by every change that can change it; one kept under another is not read."""
-
-REPLICATES = 500
-"""Bootstrap samples: the Monte-Carlo error of the mean is then 1/22 of one replicate's spread."""
-
 RESAMPLES = 200
 """Bootstrap samples of average precision and F1: the spread of so many is known to a twentieth of itself."""
-
-TIE = 1e-9  # weighed counts this close are equal but for rounding
 
 BINS, PER_BIN = 15, 20
 """Bins of the calibration error, of equal count (Nixon et al., 2019: equal-width bins are mostly empty), and
@@ -39,21 +28,6 @@ images that each should hold: with fewer, a perfectly calibrated model seems not
 
 DRAWN_BINS = 10
 """Bins of the reliability diagram at most: more hide each other's intervals."""
-
-
-@dataclass(frozen=True)
-class Selected:
-    """Out-of-sample correctness of everything that the plan chose from, for the correction below."""
-
-    probes: tuple[Probe, ...]  # one per place, the cheapest first
-    head: Head  # of one depth
-    chosen: int  # index of the chosen place
-    delta: float
-    groups: Ints | None
-    fixed: bool = False  # the cut was given, not chosen
-    importance: Floats | None = None  # (n,) how much each image weighed in the choice
-    several: tuple[tuple[NDArray[Any], float], ...] = ()  # heads of several depths that were tested, in order:
-    # (n,) where each is right, and the gain that it must be shown to exceed
 
 
 def metrics(
@@ -305,65 +279,6 @@ def _bins(confidence: Floats, most: int) -> list[Ints]:
     """Rows in bins of equal count, rising in confidence."""
     order = np.argsort(confidence, kind="stable")
     return [b for b in np.array_split(order, int(np.clip(len(order) // PER_BIN, 1, most))) if len(b)]
-
-
-def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLICATES) -> float:
-    """Accuracy of the whole procedure, less what choosing by the same images added to it.
-
-    BBC-CV (Tsamardinos, Greasidou and Borboudakis, Machine Learning 2018): in each bootstrap sample
-    the choice is made anew, penalty, place and head, by the rules that made it, and the chosen one is
-    judged on the images that the sample left out. Needs no further training. Where a sample chooses
-    another cut, its ridge head stands for it: logistic regression was fitted at the chosen cut alone.
-    """
-    squared = np.stack([p.squared for p in selected.probes], axis=1)  # (n, K, L)
-    correct = np.stack([p.correct for p in selected.probes], axis=1)
-    n, cuts, _ = squared.shape
-    rng = np.random.default_rng(seed)
-    a, groups = selected.importance, selected.groups
-    _, member = (None, np.arange(n)) if groups is None else np.unique(groups, return_inverse=True)
-    count = int(member.max()) + 1
-    flat = squared.reshape(n, -1).astype(np.float64)
-    shares = []
-    for _ in range(replicates):
-        drawn = np.bincount(rng.integers(0, count, count), minlength=count)[member]
-        out = drawn == 0
-        if not out.any():
-            continue
-        weighed = drawn if a is None else drawn * a
-        penalty = (weighed @ flat).reshape(cuts, -1).argmin(axis=1)
-        at_penalty = correct[:, np.arange(cuts), penalty]  # (n, K)
-        rows = np.repeat(np.arange(n), drawn)
-        weight = None if a is None else a[rows] / a[rows].mean()
-        again = None if groups is None else _drawn_again(member[rows], drawn)
-        cut = selected.chosen
-        if not selected.fixed:
-            cut = cheapest(deficits(at_penalty[rows], again, weight).high, selected.delta)
-        right = at_penalty[:, cut]
-        if cut == selected.chosen:
-            folds = selected.head.ridge_folds
-            if selected.head.several:  # calibrated label by label, which changes their order
-                right = folds
-            if selected.head.loss.shape[1]:
-                best = int((weighed @ selected.head.loss).argmin())
-                logistic = selected.head.correct[:, best]
-                better = weighed @ logistic > weighed @ folds + TIE
-                if selected.head.several:
-                    better = weighed @ selected.head.loss[:, best] < weighed @ selected.head.ridge_loss
-                if better:
-                    right = folds = logistic
-            for several, least in selected.several:
-                if paired_gain(several[rows], folds[rows], again, weight)[1] > least:
-                    right = several
-                    break
-        shares.append(right[out].mean())
-    return float(np.mean(shares))
-
-
-def _drawn_again(member: Ints, drawn: Ints) -> Ints:  # (m,) group of each drawn row, (n,) times each was drawn
-    """Groups of a bootstrap sample: a group that is drawn twice is two groups."""
-    copy = np.arange(len(member)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
-    result: Ints = member * len(member) + copy
-    return result
 
 
 def _balanced(confusion: Ints) -> tuple[float, float]:

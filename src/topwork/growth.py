@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from topwork.head import folds
 from topwork.probe import RANK_TOLERANCE, Factors, Floats, Ints, Standardised, probe
@@ -117,7 +116,7 @@ def _right(
     centred = gram[:, inside] - towards[:, None] - towards[inside] + share @ towards[inside]
     k = root[:, None] * centred[inside] * root
     unit = float(np.trace(k)) / d
-    s, u = eigh(k, driver="evd", check_finite=False)
+    s, u = np.linalg.eigh(k)
     keep = s > max(s[-1], 0.0) * RANK_TOLERANCE
     if unit <= 0 or not keep.any():
         right[:] = labels == np.bincount(labels[inside], weights=a, minlength=classes).argmax()

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
-from topwork import sigmoid
+from topwork import logistic, sigmoid
 from topwork.probe import (
     Factors,
     Floats,
@@ -38,16 +37,13 @@ from topwork.probe import (
 )
 from topwork.records import HeadFacts
 
-FORMULA = "4"
+FORMULA = "5"
 """Raised by every change that can change a number here; results kept under another one are not read."""
 
 FOLDS = 5
 LOGISTIC_PENALTIES = 10.0 ** np.arange(0.5, -4.1, -0.5)
 """Multiples of trace(X'X) / d, strong to weak, each started from the one before. The path ends where
 the out-of-fold loss rises: it is a valley."""
-
-CURVATURE = 0.1
-"""Typical p (1 - p) of a fitted softmax; only sets the preconditioner, so the speed, never the result."""
 
 LOGISTIC_VALUES = 40_000_000
 """n x d above which only ridge is fitted: each of a few hundred steps reads all of it several times."""
@@ -56,8 +52,11 @@ FAIR_VALUES = 2_000_000
 """Scores up to which the temperature that judges a fold is fitted to the others: five fits of so many take a second,
 and of 1,500 images it already changes the log-loss by 0.003 at most (bench/LOG.md)."""
 
-MAX_STEPS = 100  # L-BFGS steps per penalty; warm starts rarely need 20
-BIG = 60.0  # distance in logits to a class that a fold has never seen
+SMALL = 20_000_000
+"""Images x features x classes up to which one thread walks all folds."""
+
+BESIDE = 16_000_000
+"""Values of the folds that are walked in one product (64 MB as float32)."""
 
 
 @dataclass(frozen=True)
@@ -276,109 +275,46 @@ def _path(x: Table, labels: Labels, classes: int, fold: Ints, standard: Standard
     """Out-of-fold logits along the penalties."""
     u, a = _left(x, standard, factors), factors.root**2
     n, rows = len(labels), np.arange(len(labels))
-    walks = []
-    for k in range(FOLDS):
-        train = np.flatnonzero(fold != k)
-        walks.append(_walk(u[train], factors.s, labels[train], a[train], classes, factors.unit * len(train) / n))
+    inside = (fold != np.arange(FOLDS)[:, None]).astype(np.float64)  # (FOLDS, n)
+    parts, threads = _parts(u, classes)
+    walks = [
+        logistic.walk(
+            u, factors.s, labels, classes, a * inside[part], factors.unit * inside[part].mean(axis=1),
+            LOGISTIC_PENALTIES,
+        )
+        for part in parts
+    ]  # fmt: skip
     scores: list[Floats] = []
     losses: list[Floats] = []
     near = np.zeros(0), np.zeros(0)
-    with ThreadPoolExecutor(min(FOLDS, os.cpu_count() or 1)) as pool:  # what a step computes, it computes unlocked
+    with ThreadPoolExecutor(threads) as pool:
         for _ in LOGISTIC_PENALTIES:
             out = np.empty((n, classes))
             found = list(pool.map(next, walks))
-            for k, (w, b) in enumerate(found):
-                out[fold == k] = u[fold == k] @ (np.sqrt(factors.s)[:, None] * w) + b
+            for part, fit in zip(parts, found, strict=True):
+                for f, k in enumerate(part):
+                    out[fold == k] = fit.logits(f, u[fold == k], factors.s)
             scores.append(out)
             several = labels.ndim == 2
             losses.append(sigmoid.losses(out, labels) if several else -log_softmax(out, axis=1)[rows, labels])
             means = [float(a @ loss) for loss in losses]
             if means[-1] == min(means):
                 # A class that one fold lacks has an offset of its own there: not the mean of these.
-                near = np.mean([w for w, _ in found], axis=0), np.median([b for _, b in found], axis=0)
+                weight, bias = (np.concatenate([getattr(f, name) for f in found]) for name in ("weight", "bias"))
+                near = weight.mean(axis=0), np.median(bias, axis=0)
             if len(means) >= 2 and means[-1] > means[-2]:
                 break
     correct = np.stack([right(s, labels, 0.0) for s in scores], axis=1)
     return _Path(scores, correct, np.stack(losses, axis=1).astype(np.float32), near)
 
 
-def _walk(
-    u: NDArray[np.float32], s: Floats, labels: Labels, importance: Floats, classes: int, unit: float, *,
-    penalties: Floats = LOGISTIC_PENALTIES, near: tuple[Floats, Floats] | None = None,
-) -> Iterator[tuple[Floats, Floats]]:  # fmt: skip
-    """(W, b) for each penalty in turn, each started from the last, the first from `near`; W in the coordinates
-    U sqrt(s).
-
-    Minimises sum_i a_i log-loss_i + penalty * unit / 2 * ||W||^2, the bias free, by L-BFGS in coordinates
-    in which the curvature is about the same everywhere. Classes that have no row here are left out
-    of the fit and scored far below the others. Of several labels the loss is the sum of their binary ones; labels that
-    no row has here, or every row, have an offset alone.
-    """
-    n, r, a = len(u), u.shape[1], importance.astype(np.float32)
-    if labels.ndim == 2:
-        has = labels.sum(axis=0)
-        present = np.flatnonzero((has > 0) & (has < n))
-        absent = np.log((has + 1) / (n - has + 1))  # no certainty either, where all agree
-        step, b = _each(labels[:, present], importance), absent[present]
-    else:
-        present, column = np.unique(labels, return_inverse=True)
-        absent = np.full(classes, -BIG)
-        step, b = _one_of(column, importance), np.log(np.bincount(column, weights=a, minlength=len(present)) / n)
-    c = len(present)
-    w = np.zeros((r, c))
-    if near is not None:
-        w, b = near[0][:, present], near[1][present]
-
-    def loss(theta: Floats, stretch: Floats, ridge: Floats) -> tuple[float, Floats]:
-        v, bias = theta[: r * c].reshape(r, c), theta[r * c :]
-        wrong, delta = step(u @ (stretch * v).astype(np.float32) + bias.astype(np.float32))
-        value = wrong + float((ridge * v**2).sum()) / 2
-        gradient = stretch * (u.T @ delta) + ridge * v
-        return value / n, np.concatenate([gradient.ravel(), delta.sum(axis=0)]).astype(np.float64) / n
-
-    for penalty in penalties:
-        strength = penalty * unit
-        even = np.sqrt(CURVATURE * s + strength)[:, None]  # W = V / even
-        found = minimize(
-            loss, np.concatenate([(w * even).ravel(), b]), jac=True, method="L-BFGS-B",
-            args=(np.sqrt(s)[:, None] / even, strength / even**2),
-            options={"maxiter": MAX_STEPS, "gtol": 1e-4, "ftol": 1e-6},
-        )  # fmt: skip
-        w, b = found.x[: r * c].reshape(r, c) / even, found.x[r * c :]
-        whole_w, whole_b = np.zeros((r, classes)), absent.copy()
-        whole_w[:, present], whole_b[present] = w, b
-        yield whole_w, whole_b
-
-
-Step = Callable[[NDArray[np.float32]], tuple[float, NDArray[np.float32]]]
-"""From logits (n, C), which it may write over, the weighed loss and its gradient by them."""
-
-
-def _one_of(column: Ints, weight: Floats) -> Step:
-    """Softmax: each row has one class."""
-    each, a = np.arange(len(column)), weight.astype(np.float32)
-
-    def step(z: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-        z -= z.max(axis=1, keepdims=True)
-        shares = np.exp(z)
-        total = shares.sum(axis=1, keepdims=True)
-        losses = np.log(total[:, 0]) - z[each, column]
-        shares /= total
-        shares[each, column] -= 1
-        return float(losses.dot(weight)), a[:, None] * shares
-
-    return step
-
-
-def _each(truth: NDArray[np.bool_], weight: Floats) -> Step:
-    """Sigmoids: each row has any of the labels."""
-    targets, a = truth.astype(np.float32), weight.astype(np.float32)
-
-    def step(z: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-        losses = (np.logaddexp(np.float32(0), z) - targets * z).sum(axis=1, dtype=np.float64)
-        return float(losses.dot(weight)), a[:, None] * (expit(z) - targets)
-
-    return step
+def _parts(u: NDArray[np.float32], classes: int) -> tuple[list[Ints], int]:
+    """Which folds are walked beside each other in one product, and in how many threads: one where they are small,
+    since its steps are then mostly Python's own."""
+    n, r = u.shape
+    threads = min(FOLDS, os.cpu_count() or 1) if n * r * classes > SMALL else 1
+    most = max(1, BESIDE // (classes * (n + 2 * logistic.PAIRS * r)))
+    return np.array_split(np.arange(FOLDS), max(threads, -(-FOLDS // most))), threads
 
 
 def _refit(
@@ -386,12 +322,13 @@ def _refit(
     near: tuple[Floats, Floats],
 ) -> tuple[Floats, Floats]:  # fmt: skip
     """At the chosen penalty, from what the folds found there: a tenth of the steps of a walk from the strongest one."""
-    w, b = next(
-        _walk(
-            _left(x, standard, factors), factors.s, labels, factors.root**2, classes, factors.unit,
-            penalties=LOGISTIC_PENALTIES[best : best + 1], near=near,
+    found = next(
+        logistic.walk(
+            _left(x, standard, factors), factors.s, labels, classes, factors.root[None] ** 2, np.array([factors.unit]),
+            LOGISTIC_PENALTIES[best : best + 1], near,
         )
     )  # fmt: skip
+    w, b = found.weight[0], found.bias[0]
     if factors.v is not None:
         return factors.v @ w, b
     assert factors.u is not None

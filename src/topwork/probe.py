@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from topwork.ranking import rightness
 
@@ -32,7 +31,7 @@ which labels each one has, several or none."""
 Right = NDArray[Any]
 """How right answers are: bool, or where images may have several labels float, 0..1."""
 
-FORMULA = "2"
+FORMULA = "3"
 """Raised by every change that can change a number here; results kept under another one are not read."""
 
 PENALTIES = 10.0 ** np.linspace(-5, 2, 15)
@@ -53,6 +52,16 @@ GIVEN = 0.5
 
 CHUNK = 4096
 """Rows worked on at a time where n > d, so that memory beyond the features stays flat."""
+
+BLOCK = 1_000_000
+"""Values worked on at a time (8 MB): scores of as many penalties, or rows of as many groups."""
+
+KEPT_ROWS = 4_000_000
+"""Values up to which U is kept where n > d (32 MB as float64); of more it is computed by chunks, when asked for."""
+
+SURE = 1e-4
+"""Smallest over largest diagonal of a Cholesky factor from which on a system is solved as it stands: its condition is
+then far from the one at which least squares would drop a direction."""
 
 
 class Table(Protocol):
@@ -97,14 +106,14 @@ class Factors:
 
     s: Floats  # (r,) in rising order
     v: Floats | None  # (d, r) where n > d
-    u: Floats | None  # (n, r) where n <= d
+    u: Floats | None  # (n, r) where n <= d, or where it is small
     unit: float  # trace(X'X) / d
     root: Floats  # (n,) sqrt of each row's importance
 
     @property
     def full(self) -> bool:
         """Whether U spans everything but the mean: then U U' + root root' / n is the identity."""
-        return self.u is not None and len(self.s) == len(self.root) - 1
+        return self.v is None and len(self.s) == len(self.root) - 1
 
     def left(self, x: Table, standard: Standardised, rows: slice | Ints) -> Floats:  # x: (n, d)
         """U of these rows: (m, r)."""
@@ -139,12 +148,17 @@ def factor(x: Table, standard: Standardised, importance: Floats | None = None) -
         z = root[:, None] * standard(x[:])
         gram = z @ z.T
     unit = float(np.trace(gram)) / d
-    s, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=True)
+    if not np.isfinite(unit):
+        raise ValueError("features must not contain infs or NaNs")
+    s, vectors = np.linalg.eigh(gram)  # the same LAPACK as SciPy's, which holds Python's lock meanwhile
     keep = s > max(s[-1], 0.0) * RANK_TOLERANCE
     if unit <= 0 or not keep.any():  # no feature varies
         return Factors(np.ones(1), np.zeros((d, 1)) if n > d else None, None if n > d else np.zeros((n, 1)), 1.0, root)
     s, vectors = s[keep], vectors[:, keep]
-    return Factors(s, vectors, None, unit, root) if n > d else Factors(s, None, vectors, unit, root)
+    if n <= d:
+        return Factors(s, None, vectors, unit, root)
+    u = (z @ vectors) / np.sqrt(s) if n <= CHUNK and n * len(s) <= KEPT_ROWS else None  # one chunk: z is all rows
+    return Factors(s, vectors, u, unit, root)
 
 
 def probe(
@@ -175,13 +189,17 @@ def probe(
     correct = np.empty((n, len(penalties)), dtype=bool if labels.ndim == 1 else np.float32)
     kept = np.empty((n, len(penalties), classes), dtype=np.float32) if n * classes <= KEPT_SCORES else None
 
-    def record(k: int, rows: slice | Ints, r: Floats) -> None:
-        y = one_hot(labels[rows], classes)
-        squared[rows, k] = (r**2).sum(axis=1)
+    def record(ks: slice, rows: slice | Ints, r: Floats) -> None:
         # Left out, a row is scored y - r: both are centred by the same mean, which cancels here.
-        correct[rows, k] = right(y - r, labels[rows], GIVEN)
+        scores = one_hot(labels[rows], classes)[:, None] - r
+        squared[rows, ks] = np.einsum("mkc,mkc->mk", r, r)
+        if labels.ndim == 1:
+            correct[rows, ks] = scores.argmax(axis=2) == labels[rows, None]
+        else:
+            for i, k in enumerate(range(ks.start, ks.stop)):
+                correct[rows, k] = right(scores[:, i], labels[rows], GIVEN)
         if kept is not None:
-            kept[rows, k] = y - r
+            kept[rows, ks] = scores
 
     _residuals(x, standard, factors, targets, projected, _members(groups, n), penalties, record)
     weight = factors.root[:, None] ** 2
@@ -190,8 +208,8 @@ def probe(
         return Probe(penalties, best, squared, correct, kept[:, best])
     scores = np.empty((n, classes), dtype=np.float32)
 
-    def score(k: int, rows: slice | Ints, r: Floats) -> None:
-        scores[rows] = one_hot(labels[rows], classes) - r
+    def score(ks: slice, rows: slice | Ints, r: Floats) -> None:
+        scores[rows] = one_hot(labels[rows], classes) - r[:, 0]
 
     _residuals(x, standard, factors, targets, projected, _members(groups, n), penalties[best : best + 1], score)
     return Probe(penalties, best, squared, correct, scores)
@@ -199,44 +217,61 @@ def probe(
 
 def _residuals(
     x: Table, standard: Standardised, factors: Factors, targets: Callable[[slice | Ints], Floats],
-    projected: Floats, members: list[Ints], penalties: Floats, record: Callable[[int, slice | Ints, Floats], None],
+    projected: Floats, members: list[Ints], penalties: Floats, record: Callable[[slice, slice | Ints, Floats], None],
 ) -> None:  # fmt: skip
-    """Out-of-sample residuals (m, C) of rows, chunk by chunk and group by group, for every penalty in turn."""
+    """Out-of-sample residuals (m, l, C) of rows for l penalties, block by block: of single rows, then of groups."""
     n, root = len(x), factors.root
     ridges = penalties * factors.unit
     weights: Floats = factors.s[:, None] / (factors.s[:, None] + ridges)  # (r, L)
     # 1 - w, without its cancellation: where U spans everything, 1 - h and Y - Yhat are made of it alone.
     rest: Floats = ridges / (factors.s[:, None] + ridges)
     full = factors.full and bool((penalties > 0).all())
+
+    def fitted(u: Floats, y: Floats, ks: slice) -> Floats:
+        """Y - Yhat of these rows: (m, l, C). One product for all penalties."""
+        shares = rest if full else weights
+        product = u @ (shares[:, ks, None] * projected[:, None]).reshape(len(projected), -1)
+        plain = product.reshape(len(u), -1, projected.shape[1])
+        return plain if full else y[:, None] - plain
+
+    def blocks(rows: int) -> Iterator[slice]:
+        step = max(1, BLOCK // (rows * projected.shape[1]))
+        return (slice(k, min(k + step, len(penalties))) for k in range(0, len(penalties), step))
+
     grouped = np.zeros(n, dtype=bool)
-    for index in members:
-        grouped[index] = True
+    for member in members:
+        grouped[member] = True
     for rows in _slices(n):
         if grouped[rows].all():
             continue
         u, y, t = factors.left(x, standard, rows), targets(rows), root[rows, None]
         spared = u**2 @ rest if full else np.maximum(1 - u**2 @ weights - t**2 / n, 1 - LEVERAGE_MAX)
-        inverse = 1 / spared  # (m, L)
-        for k in range(len(penalties)):
-            plain = u @ (rest[:, k, None] * projected) if full else y - u @ (weights[:, k, None] * projected)
-            record(k, rows, plain * inverse[:, k, None] / t)
-    for index in members:
+        inverse = 1 / (spared * t)  # (m, L)
+        for ks in blocks(len(u)):
+            record(ks, rows, fitted(u, y, ks) * inverse[:, ks, None])
+    for together in _alike(members, len(factors.s)):
+        count, m = together.shape
+        index = together.ravel()
         u, y, t = factors.left(x, standard, index), targets(index), root[index, None]
-        for k in range(len(penalties)):
-            if full:
-                r = _solved((u * rest[:, k]) @ u.T, u @ (rest[:, k, None] * projected))
-            else:
-                plain = y - u @ (weights[:, k, None] * projected)
-                r = _left_out(np.hstack([u * np.sqrt(weights[:, k]), t / np.sqrt(n)]), plain)
-            record(k, index, r / t)
+        each, one = u.reshape(count, m, -1), t.reshape(count, m, 1)
+        for ks in blocks(len(index)):
+            plain = fitted(u, y, ks).reshape(count, m, ks.stop - ks.start, -1)
+            for i, k in enumerate(range(ks.start, ks.stop)):
+                if full:
+                    plain[:, :, i] = _solved((each * rest[:, k]) @ each.transpose(0, 2, 1), plain[:, :, i])
+                else:
+                    hat = np.concatenate([each * np.sqrt(weights[:, k]), one / np.sqrt(n)], axis=2)
+                    plain[:, :, i] = _left_out(hat, plain[:, :, i])
+            record(ks, index, plain.reshape(len(index), ks.stop - ks.start, -1) / t[:, None])
 
 
 def _left_out(a: Floats, plain: Floats) -> Floats:
-    """(I - A A')^-1 e for a group's part A (m, r) of the hat matrix's factor; by Woodbury where the group is large."""
-    m, r = a.shape
+    """(I - A A')^-1 e for the parts A (g, m, r) of g groups of the hat matrix's factor; by Woodbury where m > r."""
+    _, m, r = a.shape
+    across = a.transpose(0, 2, 1)
     if m <= r:
-        return _solved(np.eye(m) - a @ a.T, plain)
-    return plain + a @ _solved(np.eye(r) - a.T @ a, a.T @ plain)
+        return _solved(np.eye(m) - a @ across, plain)
+    return plain + a @ _solved(np.eye(r) - across @ a, across @ plain)
 
 
 def weights(
@@ -321,9 +356,31 @@ def _targets(labels: Labels, classes: int, root: Floats) -> Callable[[slice | In
     return lambda rows: root[rows, None] * (one_hot(labels[rows], classes) - mean)
 
 
-def _solved(left: Floats, right: Floats) -> Floats:
-    """Least squares: I - H of a group whose rows are interpolated whatever their labels is singular."""
-    return np.linalg.lstsq(left, right, rcond=1e-12)[0].astype(np.float64, copy=False)
+def _solved(left: Floats, right: Floats) -> Floats:  # (g, m, m) symmetric, (g, m, C)
+    """(g, m, C) solutions; by least squares where one is not definite.
+
+    I - H of a group whose rows are interpolated whatever their labels is singular.
+    """
+    try:
+        diagonal = np.diagonal(np.linalg.cholesky(left), axis1=1, axis2=2)
+        if (diagonal.min(axis=1) > SURE * diagonal.max(axis=1)).all():
+            return np.asarray(np.linalg.solve(left, right), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        pass
+    if len(left) == 1:
+        return np.asarray(np.linalg.lstsq(left[0], right[0], rcond=1e-12)[0], dtype=np.float64)[None]
+    return np.concatenate([_solved(one[None], its[None]) for one, its in zip(left, right, strict=True)])
+
+
+def _alike(members: list[Ints], rank: int) -> Iterator[Ints]:
+    """Groups of equal size beside each other, (g, m) row indices, as many as BLOCK holds rows of U (`rank` values)."""
+    sizes: dict[int, list[Ints]] = {}
+    for index in members:
+        sizes.setdefault(len(index), []).append(index)
+    for m, found in sizes.items():
+        step = max(1, BLOCK // (m * max(m, rank)))
+        for start in range(0, len(found), step):
+            yield np.stack(found[start : start + step])
 
 
 def _members(groups: Ints | None, n: int) -> list[Ints]:

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from topwork import budget as budgets
 from topwork import (
     cleaned,
+    correction,
     data,
     doubts,
     evaluate,
@@ -467,7 +468,7 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
     else:
         rows, scores = m.rows, fold_scores
         order = plan.places(seen.evidences, o.cut)
-        selected = evaluate.Selected(
+        selected = correction.Selected(
             tuple(seen.measured[e].probes[k] for e, k in order), fitted,
             order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
             fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
@@ -496,11 +497,11 @@ def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: 
     )  # fmt: skip
 
 
-def _corrected(selected: evaluate.Selected, cache: Path, seed: int) -> float:
+def _corrected(selected: correction.Selected, cache: Path, seed: int) -> float:
     """The accuracy less what choosing added to it, found again where the same was chosen from the same."""
     fitted, nothing = selected.head, np.zeros(0)
     inputs: list[memo.Input] = [
-        "corrected", evaluate.FORMULA, str(seed),
+        "corrected", correction.FORMULA, str(seed),
         f"{selected.chosen} {selected.delta!r} {selected.fixed}",
         *(part for p in selected.probes for part in (p.squared, p.correct)),
         fitted.ridge_folds, fitted.correct, fitted.loss, fitted.ridge_loss, str(fitted.several),
@@ -509,7 +510,7 @@ def _corrected(selected: evaluate.Selected, cache: Path, seed: int) -> float:
         *(part for right, least in selected.several for part in (right, repr(least))),
     ]  # fmt: skip
     kept = memo.remembered(
-        cache / "probes", inputs, lambda: {"accuracy": np.array(evaluate.corrected_accuracy(selected, seed=seed))}
+        cache / "probes", inputs, lambda: {"accuracy": np.array(correction.corrected_accuracy(selected, seed=seed))}
     )
     return float(kept["accuracy"])
 
