@@ -4,8 +4,8 @@
 engine at hand, already set up, on all cores, no pooling, nothing kept: the floor. ONNX Runtime runs the graph that
 topwork writes; what a fit takes of a pass through the graph that PyTorch's exporter makes of the same network is
 printed beside it. FE and fit run in one process, in turn; medians of ratios. Imports and model loading are counted
-apart. What counts is when the answer is told (plan, doubts, accuracy); beside it stands when the model, its proof in
-ONNX Runtime, its pictures and its page are written.
+apart. What counts is when the answer is told (plan, wrong labels, shortcuts, accuracy); beside it stands when all is
+told and written: what more images would bring, the model, its proof in ONNX Runtime, its pictures, its page.
 A fit is made three times: the very first one with this backbone on this machine (it exports the network and lets the
 engines race), one with another cache of features that finds the engine, and a repeated one that finds everything.
 Bounds: 1.15 FE, repeated 0.1 FE.

@@ -364,6 +364,10 @@ def probed(
     by_fold: list[NDArray[np.float16]] = []
     # Features at one cut are the largest thing in memory; four at a time bound it on large machines.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        every = len(seen.cuts) == len(loaded.cuts)  # else what the last one here says is no word of the last layers
+        near = pool.submit(
+            lambda: probe.neighbours(seen.read(len(seen.cuts) - 1, rows), truth[rows]) if every else math.nan
+        )
         for result, scores in pool.map(one, range(len(seen.cuts))):
             probes.append(result)
             if scores is not None:
@@ -371,14 +375,12 @@ def probed(
             watch.advance()
         # Only of the images that the choice is made with: what is locked has no say in anything.
         confidence, spread = _source(None if seen.logits is None else seen.logits[rows])
-        every = len(seen.cuts) == len(loaded.cuts)  # else what the last one here says is no word of the last layers
-        near = probe.neighbours(seen.read(len(seen.cuts) - 1, rows), truth[rows]) if every else math.nan
     watch.end()
     correct = np.stack([p.correct[:, p.best if p.correct.shape[1] > 1 else 0] for p in probes], axis=1)
     work = tuple(c.macs / loaded.chain.macs for c in loaded.cuts[: len(seen.cuts)])
     evidence = plan.Evidence(
         loaded.name, loaded.preprocessing.crop_px, seen.cuts, seen.cost_shares, work,
-        1000 * seen.forward_seconds, correct, shared, importance, near, confidence, spread,
+        1000 * seen.forward_seconds, correct, shared, importance, near.result(), confidence, spread,
     )  # fmt: skip
     return Measured(
         dataset, locked, loaded, seen, rows, labels, shared, importance, tuple(probes),

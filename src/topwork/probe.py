@@ -253,22 +253,22 @@ def _residuals(
         count, m = together.shape
         index = together.ravel()
         u, y, t = factors.left(x, standard, index), targets(index), root[index, None]
-        each, one = u.reshape(count, m, -1), t.reshape(count, m, 1)
-        for ks in blocks(len(index)):
-            plain = fitted(u, y, ks).reshape(count, m, ks.stop - ks.start, -1)
-            for i, k in enumerate(range(ks.start, ks.stop)):
-                if full:
-                    plain[:, :, i] = _solved((each * rest[:, k]) @ each.transpose(0, 2, 1), plain[:, :, i])
-                else:
-                    hat = np.concatenate([each * np.sqrt(weights[:, k]), one / np.sqrt(n)], axis=2)
-                    plain[:, :, i] = _left_out(hat, plain[:, :, i])
-            record(ks, index, plain.reshape(len(index), ks.stop - ks.start, -1) / t[:, None])
+        each, one = u.reshape(count, 1, m, -1), t.reshape(count, 1, m, 1)
+        for ks in blocks(len(index) * max(1, max(m, u.shape[1]) // projected.shape[1])):
+            plain = fitted(u, y, ks).reshape(count, m, ks.stop - ks.start, -1).transpose(0, 2, 1, 3)  # (g, l, m, C)
+            if full:
+                solved = _solved((each * rest.T[ks, None]) @ each.transpose(0, 1, 3, 2), plain)
+            else:
+                shrunk = each * np.sqrt(weights.T[ks, None])  # (g, l, m, r)
+                centre = np.broadcast_to(one / np.sqrt(n), (*shrunk.shape[:3], 1))
+                solved = _left_out(np.concatenate([shrunk, centre], axis=3), plain)
+            record(ks, index, solved.transpose(0, 2, 1, 3).reshape(len(index), ks.stop - ks.start, -1) / t[:, None])
 
 
 def _left_out(a: Floats, plain: Floats) -> Floats:
-    """(I - A A')^-1 e for the parts A (g, m, r) of g groups of the hat matrix's factor; by Woodbury where m > r."""
-    _, m, r = a.shape
-    across = a.transpose(0, 2, 1)
+    """(I - A A')^-1 e for the parts A (..., m, r) of groups of the hat matrix's factor; by Woodbury where m > r."""
+    m, r = a.shape[-2:]
+    across = np.swapaxes(a, -1, -2)
     if m <= r:
         return _solved(np.eye(m) - a @ across, plain)
     return plain + a @ _solved(np.eye(r) - across @ a, across @ plain)
@@ -356,20 +356,20 @@ def _targets(labels: Labels, classes: int, root: Floats) -> Callable[[slice | In
     return lambda rows: root[rows, None] * (one_hot(labels[rows], classes) - mean)
 
 
-def _solved(left: Floats, right: Floats) -> Floats:  # (g, m, m) symmetric, (g, m, C)
-    """(g, m, C) solutions; by least squares where one is not definite.
+def _solved(left: Floats, right: Floats) -> Floats:  # (..., m, m) symmetric, (..., m, C)
+    """(..., m, C) solutions; by least squares where one is not definite.
 
     I - H of a group whose rows are interpolated whatever their labels is singular.
     """
     try:
-        diagonal = np.diagonal(np.linalg.cholesky(left), axis1=1, axis2=2)
-        if (diagonal.min(axis=1) > SURE * diagonal.max(axis=1)).all():
+        diagonal = np.diagonal(np.linalg.cholesky(left), axis1=-2, axis2=-1)
+        if (diagonal.min(axis=-1) > SURE * diagonal.max(axis=-1)).all():
             return np.asarray(np.linalg.solve(left, right), dtype=np.float64)
     except np.linalg.LinAlgError:
         pass
-    if len(left) == 1:
-        return np.asarray(np.linalg.lstsq(left[0], right[0], rcond=1e-12)[0], dtype=np.float64)[None]
-    return np.concatenate([_solved(one[None], its[None]) for one, its in zip(left, right, strict=True)])
+    if left.ndim == 2:
+        return np.asarray(np.linalg.lstsq(left, right, rcond=1e-12)[0], dtype=np.float64)
+    return np.stack([_solved(one, its) for one, its in zip(left, right, strict=True)])
 
 
 def _alike(members: list[Ints], rank: int) -> Iterator[Ints]:
@@ -388,8 +388,10 @@ def _members(groups: Ints | None, n: int) -> list[Ints]:
     if groups is None:
         return []
     order = np.argsort(groups, kind="stable")
-    bounds = np.flatnonzero(np.diff(groups[order])) + 1
-    return [index for index in np.split(order, bounds) if len(index) > 1]
+    ends = np.append(np.flatnonzero(np.diff(groups[order])) + 1, n)
+    starts = np.append(0, ends[:-1])
+    several = ends - starts > 1
+    return [order[start:end] for start, end in zip(starts[several], ends[several], strict=True)]
 
 
 def _slices(n: int) -> Iterator[slice]:

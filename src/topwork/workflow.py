@@ -306,7 +306,6 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         frozen, decided, of_data = _headed(seen, m, one_depth, o, clock, watch, several=several)
         watch.show("suspects", of_data.suspects)
         watch.show("shortcuts", of_data.shortcuts)
-        watch.show("growth", of_data.growth)
         tuning: Tuning | None = None
         outcome: _Outcome | None = None
         arms: list[tune.Arm] = []
@@ -326,7 +325,11 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         if outcome is None:
             with clock.time("evaluate"), threadpool_limits(1, "blas"):
                 outcome = _frozen(seen, m, frozen, one_depth, o)
-        watch.show("answer", outcome.metrics)  # what follows is written for later
+        watch.show("answer", outcome.metrics)
+        # What follows does not change it: what more images would bring, and what is written for later.
+        with clock.time("doubts"):
+            of_data = replace(of_data, growth=doubts.grown(m, one_depth, o.seed))
+        watch.show("growth", of_data.growth)
         with clock.time("trust"), threadpool_limits(1, "blas"):
             kept = _model(decided, outcome)
             trusted = _trusted(outcome, kept, o)
@@ -349,12 +352,11 @@ def _headed(
 ) -> tuple[Frozen, Plan, _Doubts]:
     """The head on the frozen layers, the plan with it, and what speaks against the data.
 
-    What is asked of the data alone is computed beside the head, on one BLAS thread each; the limit is set out here,
-    since it is the process's own.
+    Shortcuts are looked for beside the head, on one BLAS thread each; the limit is set out here, since it is the
+    process's own. What more images would bring is asked once the answer is there.
     """
     decided = one_depth
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as beside:
-        growth = beside.submit(doubts.grown, m, one_depth, o.seed)
         trivial = beside.submit(doubts.shortcut, m)
         with clock.time("head"):
             frozen = frozen_head(m, m.backbone.index(decided.cut), o.seed, several=several, delta=o.delta)
@@ -365,7 +367,7 @@ def _headed(
         watch.show("plan", decided)
         with clock.time("doubts"):
             suspected = doubts.suspected(seen, m, frozen, o.delta)
-            return frozen, decided, _Doubts(suspected, trivial.result(), growth.result())
+            return frozen, decided, _Doubts(suspected, trivial.result(), None)
 
 
 def _looked(run: Run, kept: model.Model, outcome: _Outcome, watch: Watch) -> None:

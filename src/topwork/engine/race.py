@@ -112,8 +112,8 @@ def choose(
     memory = _remembered(home, engine, lanes)
     clock = time.process_time if engine.device.type == "cpu" else time.perf_counter
 
-    def contenders(shares: NDArray[np.float64]) -> Iterator[tuple[str, Callable[[], Submit]]]:
-        return _contenders(engine, sample, shares, wanted, classifier, batch, lanes, home, compiler)
+    def contenders(shares: NDArray[np.float64], as_kept: bool = False) -> Iterator[tuple[str, Callable[[], Submit]]]:
+        return _contenders(engine, sample, shares, wanted, classifier, batch, lanes, home, compiler, as_kept)
 
     def unworthy(name: str, seconds: float) -> EngineTry | None:
         known = memory.tried.get(name)
@@ -149,7 +149,7 @@ def choose(
 
 def _again(
     memory: _Memory, engine: Engine, sample: NDArray[np.uint8], wanted: _Wanted,
-    contenders: Callable[[NDArray[np.float64]], Iterator[tuple[str, Callable[[], Submit]]]],
+    contenders: Callable[[NDArray[np.float64], bool], Iterator[tuple[str, Callable[[], Submit]]]],
     unworthy: Callable[[str, float], EngineTry | None], meanwhile: Callable[[], object],
 ) -> tuple[Submit, str, dict[str, EngineTry]] | None:  # fmt: skip
     """The winner of an earlier race, where nothing else would be tried now and it still gives what PyTorch gives.
@@ -161,7 +161,7 @@ def _again(
     if best is None or best.ms_per_image is None or wanted.given is not None:
         return None
     tried, make = {best.name: best}, None
-    for name, makes in contenders(shares):
+    for name, makes in contenders(shares, True):
         spared = unworthy(name, (best.ms_per_image or 0.0) / 1000)
         if spared is not None:
             tried[name] = spared
@@ -210,13 +210,19 @@ class _Wanted:
 
 def _contenders(
     engine: Engine, sample: NDArray[np.uint8], shares: NDArray[np.float64], wanted: _Wanted, classifier: bool,
-    batch: int, lanes: Lanes, home: Path, compiler: str | None,
+    batch: int, lanes: Lanes, home: Path, compiler: str | None, as_kept: bool = False,
 ) -> Iterator[tuple[str, Callable[[], Submit]]]:  # fmt: skip
-    """Each runtime that is installed and runs on the device, with what sets it up; the most promising first."""
+    """Each runtime that is installed and runs on the device, with what sets it up; the most promising first.
+
+    `as_kept`: the graph goes to the runtime as it was kept, where all of its outputs are wanted; a runtime that cannot
+    read it, or that lacks one of them, fails.
+    """
     outputs = graph.names(wanted.depth, wanted.logits)
 
     def exported() -> bytes:
         file = home / "graph.onnx"
+        if as_kept and wanted.given is None:
+            return file.read_bytes()
         if file.exists():
             try:
                 return graph.ends(file, outputs)
