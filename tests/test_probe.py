@@ -190,6 +190,14 @@ def test_primal_and_dual_agree(n: int, d: int, grouped: bool, predict: Predict) 
     assert_same(heads[0][1], heads[1][1])
 
 
+def test_a_probe_holds_its_own_scores_alone() -> None:
+    """Not, by a view, those of every penalty: 15 times as much for each cut of 50,000 images."""
+    x, labels = some(40, 7)
+    found = probe(x, labels, 3)
+    assert found.scores.base is None
+    assert found.scores.nbytes == 40 * 3 * 4
+
+
 def test_many_features_and_few_images_are_exact_too(predict: Predict) -> None:
     """As wide as average, maximum and grid of a 2048-channel cut. Oracle: the dual form on the rows left."""
     n, d, penalty = 24, 8192, PENALTIES[0]

@@ -22,6 +22,7 @@ from scipy.special import log_softmax
 
 from topwork import logistic, sigmoid
 from topwork.probe import (
+    CHUNK,
     Factors,
     Floats,
     Ints,
@@ -338,7 +339,11 @@ def _refit(
 
 def _left(x: Table, standard: Standardised, factors: Factors) -> NDArray[np.float32]:
     """X V / sqrt(s): the rows in at most n coordinates. L2 penalties do not see the rotation: the fit is the same."""
-    return (factors.left(x, standard, slice(None)) / factors.root[:, None]).astype(np.float32)
+    u = np.empty((len(x), len(factors.s)), dtype=np.float32)
+    for start in range(0, len(x), CHUNK):  # in double precision only so many at a time
+        rows = slice(start, start + CHUNK)
+        u[rows] = factors.left(x, standard, rows) / factors.root[rows, None]
+    return u
 
 
 def _head(

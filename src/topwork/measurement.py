@@ -398,7 +398,7 @@ def _truth(dataset: Dataset, labels: NDArray[np.int64]) -> probe.Labels:
 def _thinned(p: probe.Probe) -> probe.Probe:
     """Only the best penalty's column: the others serve the selection correction alone."""
     one = slice(p.best, p.best + 1)
-    return replace(p, squared=p.squared[:, one], correct=p.correct[:, one])
+    return replace(p, squared=p.squared[:, one].copy(), correct=p.correct[:, one].copy())
 
 
 def _source(logits: NDArray[np.float32] | None) -> tuple[float | None, float | None]:

@@ -48,7 +48,7 @@ almost a half of it off where it was measured (bench/engine.py), recording on CU
 the others are a bet; half precision costs nothing to set up."""
 
 SET_UP_S = {
-    "onnxruntime": 2.0, "openvino": 4.0, "torch.compile": 40.0, "pytorch, recorded": 0.1, "pytorch, float16": 0.0,
+    "onnxruntime": 1.0, "openvino": 4.0, "torch.compile": 40.0, "pytorch, recorded": 0.1, "pytorch, float16": 0.0,
 }  # fmt: skip
 """Seconds to set it up before anybody has measured it here; with the graph already there, KNOWN_S."""
 
