@@ -159,6 +159,13 @@ def test_it_does_not_matter_how_many_samples_are_computed_at_once(monkeypatch: p
     assert corrected_accuracy(selected, seed=2, replicates=40) == pytest.approx(together, abs=1e-12)
 
 
+@pytest.mark.parametrize("groups", [np.arange(30)[::-1].copy(), np.random.default_rng(0).permutation(30)])
+def test_groups_of_single_images_may_be_numbered_in_any_order(groups: Ints) -> None:
+    selected = replace(candidates(30, 4, 3, seed=1, tried=3, delta=0.1), groups=groups)
+    fast = corrected_accuracy(selected, seed=1, replicates=40)
+    assert fast == pytest.approx(by_hand(selected, seed=1, replicates=40), abs=1e-12)
+
+
 def test_samples_that_lack_no_image_judge_nothing() -> None:
     """Two groups: half of the samples hold both; what counts are the others, each of one group twice."""
     selected = candidates(8, 2, 2, seed=0, groups=np.arange(8) % 2, delta=0.2)

@@ -60,7 +60,7 @@ def corrected_accuracy(selected: Selected, *, seed: int, replicates: int = REPLI
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(replicates)])
     sums = _Sums.of(member, count, np.ones(n) if selected.importance is None else selected.importance)
-    # Of 16 places with 15 penalties of 1,000 images: all that the samples need is summed over groups here, once.
+    # All that the samples need of the images is summed over their groups here, once.
     errors = sums(squared.reshape(n, -1))
     correct = np.stack([p.correct for p in selected.probes], axis=1).astype(np.float64)
     right = sums(correct.reshape(n, -1))
@@ -94,7 +94,7 @@ class _Sums:
     def __call__(self, values: NDArray[Any]) -> Floats:
         """Each row weighed by its importance."""
         weighed: Floats = self.importance[:, None] * values
-        if len(self.size) == len(values) and (self.order == self.member).all():
+        if (self.member == np.arange(len(values))).all():  # each row is its own group, in their order
             return weighed
         summed: Floats = np.add.reduceat(weighed[self.order], self.starts, axis=0)
         return summed
