@@ -190,6 +190,15 @@ def test_primal_and_dual_agree(n: int, d: int, grouped: bool, predict: Predict) 
     assert_same(heads[0][1], heads[1][1])
 
 
+@pytest.mark.parametrize(("n", "d"), [(40, 7), (12, 60)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_no_number_is_refused(n: int, d: int, value: float) -> None:
+    x, _ = some(n, d)
+    x[3, 2] = value
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="infs or NaNs"):
+        factor(x, Standardised(np.zeros(d), np.ones(d)))
+
+
 def test_a_probe_holds_its_own_scores_alone() -> None:
     """Not, by a view, those of every penalty: 15 times as much for each cut of 50,000 images."""
     x, labels = some(40, 7)

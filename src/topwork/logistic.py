@@ -21,7 +21,7 @@ Singles = NDArray[np.float32]
 
 CURVATURE = 0.25
 """Of p (1 - p), averaged over the rows where each penalty starts: what sets the coordinates, so the speed, not the
-result. With 0.25 to 1 times it 81 to 131 steps were computed where a fixed 0.1 took 133 to 137 (bench/LOG.md)."""
+result. A quarter of it took fewer steps than a half, all of it, or a fixed 0.1 (bench/LOG.md)."""
 
 MAX_STEPS = 100
 """L-BFGS steps per penalty; warm starts rarely need 20."""

@@ -205,9 +205,8 @@ def probe(
     weight = factors.root[:, None] ** 2
     best = int((weight * squared).mean(axis=0, dtype=np.float64).argmin())
     if kept is not None:
-        return Probe(
-            penalties, best, squared, correct, kept[:, best].copy()
-        )  # a view would hold those of every penalty
+        own = kept[:, best].copy()  # a view would hold those of every penalty
+        return Probe(penalties, best, squared, correct, own)
     scores = np.empty((n, classes), dtype=np.float32)
 
     def score(ks: slice, rows: slice | Ints, r: Floats) -> None:
