@@ -26,7 +26,7 @@ from PIL import Image, ImageEnhance
 import common
 import large
 import topwork
-from topwork import data, faults, features, groups, sketches, workflow, zoo
+from topwork import data, faults, features, groups, judging, sketches, zoo
 from topwork.records import Example, FileFacts
 
 SIZE = 96
@@ -209,7 +209,7 @@ def burst(name: str, backbone: zoo.Backbone, home: Path, strong: bool) -> dict[s
     run = topwork.fit(
         target / "old", size=SIZE, strategy="head", out=home / f"run-{name}-{strong}", cache=home / "cache"
     )
-    metrics, _ = workflow.judge(run.path, target / "new")
+    metrics, _ = judging.judge(run.path, target / "new")
     g = run.record.groups
     assert g is not None
     row |= {

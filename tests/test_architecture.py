@@ -99,42 +99,42 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"card", "files", "model", "pictures", "portable", "runtime", "splits"},
     "serve": {"answers", "asking", "explanation", "images"},
     "report": {"files", "images", "stores"},
+    "outcome": {"asking", "correction", "data", "evaluate", "head", "known", "measurement", "memo", "model", "plan"}
+    | {"portable", "stores", "survey", "trust", "tune", "zoo"},
+    "judging": {"asking", "data", "evaluate", "listing", "model", "ranking", "statistics", "stores", "trust"},
     "workflow": {
         "budget",
-        "measurement",
-        "survey",
-        "tune",
         "cleaned",
-        "correction",
         "data",
-        "faults",
-        "sketches",
-        "listing",
-        "memo",
-        "stores",
         "doubts",
         "explained",
-        "zoo",
+        "faults",
         "head",
-        "plan",
-        "evaluate",
-        "groups",
-        "ranking",
-        "asking",
+        "listing",
+        "measurement",
         "model",
-        "portable",
-        "runs",
-        "known",
-        "trust",
-        "statistics",
-        "report",  # where it is there
-    },
+    }
+    | {"outcome", "plan", "runs", "sketches", "stores", "survey", "tune", "zoo"}
+    | {"report"},  # where it is there
     # the front door reads, it computes nothing
-    "cli": {"workflow", "survey", "doubts", "runs", "model", "terminal", "trackers", "demo", "zoo", "data", "pictures"}
-    | {"answers", "asking", "batch", "catalogue", "comparison", "elsewhere", "explained", "faults", "images"}
-    | {"learnt", "report", "runtime", "serve"},
+    "cli": {
+        "workflow",
+        "judging",
+        "survey",
+        "doubts",
+        "runs",
+        "model",
+        "terminal",
+        "trackers",
+        "demo",
+        "zoo",
+        "data",
+        "pictures",
+    }
+    | {"answers", "asking", "batch", "catalogue", "comparison", "elsewhere", "explained"}
+    | {"faults", "images", "learnt", "report", "runtime", "serve"},
     "__main__": {"cli"},
-    "__init__": {"workflow", "survey", "runs", "model", "answers", "catalogue", "zoo"}  # lazily
+    "__init__": {"workflow", "judging", "survey", "runs", "model", "answers", "catalogue", "zoo"}  # lazily
     | {"comparison", "elsewhere", "explained", "explanation", "records"},
     # among the leaves
     "errors": set(),

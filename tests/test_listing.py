@@ -23,7 +23,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from conftest import Log, write_photos
-from topwork import cleaned, cli, data, images, listing, stores, workflow
+from topwork import cleaned, cli, data, images, judging, listing, stores, workflow
 from topwork.errors import DataError, UsageError
 from topwork.records import Columns, Dataset
 
@@ -786,7 +786,7 @@ def test_a_run_from_any_way_in_is_the_run_from_folders(tmp_path: Path) -> None:
             out=tmp_path / name, cache=tmp_path / f"cache {name}",
         )  # fmt: skip
         models[name] = (run.path / "model" / "model.safetensors").read_bytes()
-        metrics, held_out = workflow.judge(run.path, *arguments[:2])
+        metrics, held_out = judging.judge(run.path, *arguments[:2])
         assert metrics.accuracy.n == len(held_out.examples) == 12, name
     assert all(model == models["folders"] for model in models.values()), [
         name for name, model in models.items() if model != models["folders"]

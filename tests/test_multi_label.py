@@ -30,7 +30,7 @@ from sklearn.metrics import (
 )
 
 from conftest import SIZE_PX, Finished, Log
-from topwork import cli, data, head, logistic, plan, probe, runs, sigmoid, statistics, terminal, workflow
+from topwork import cli, data, head, judging, logistic, plan, probe, runs, sigmoid, statistics, terminal, workflow
 from topwork import model as models
 from topwork.correction import Selected, corrected_accuracy
 from topwork.errors import DataError, UsageError
@@ -504,7 +504,7 @@ def test_the_predictions_are_those_that_the_metrics_rest_on(done: Finished) -> N
 def test_a_held_out_table_is_judged(done: Finished, tmp_path: Path) -> None:
     rows = write_patterns(tmp_path / "new", 24, seed=7)
     table = write_table(tmp_path / "new" / "table.csv", rows)
-    metrics, _ = workflow.judge(done.run.path, table, **SEVERAL)
+    metrics, _ = judging.judge(done.run.path, table, **SEVERAL)
     found = metrics.multi_label
     assert found is not None
     answers = done.run.model.predict([tmp_path / "new" / name for name, _ in rows])
@@ -520,7 +520,7 @@ def test_a_held_out_table_is_judged(done: Finished, tmp_path: Path) -> None:
     for name, labels in rows:
         if labels:
             (tmp_path / "new" / name).rename(tmp_path / "one" / TAGS[labels[-1]] / name)
-    metrics, _ = workflow.judge(done.run.path, tmp_path / "one")
+    metrics, _ = judging.judge(done.run.path, tmp_path / "one")
     assert [c.n for c in metrics.per_class] == [sum(labels[-1:] == (k,) for _, labels in rows) for k in range(4)]
 
 
@@ -529,7 +529,7 @@ def test_a_model_of_one_label_each_is_not_judged_on_several(finished: Finished, 
     table = tmp_path / "new" / "table.csv"
     table.write_text("path,tags\n" + "\n".join(f"{name},bark|sand" for name, _ in rows))
     with pytest.raises(DataError, match="several labels"):
-        workflow.judge(finished.run.path, table, **SEVERAL)
+        judging.judge(finished.run.path, table, **SEVERAL)
 
 
 @pytest.mark.parametrize(

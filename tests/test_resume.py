@@ -17,7 +17,7 @@ import pytest
 
 import topwork
 from conftest import Log, write_photos
-from topwork import cli, records, runs, stores, workflow
+from topwork import cli, outcome, records, report, runs, stores
 from topwork.errors import DataError, LostError, UsageError
 from topwork.records import Options
 
@@ -168,6 +168,35 @@ def test_it_goes_on_from_wherever_it_stopped(
     assert left_over(tmp_path) == []
 
 
+def test_what_was_there_before_the_training_is_a_whole_run_until_the_training_is_done(
+    photos: Path, whole: bytes, tmp_path: Path
+) -> None:
+    """Interrupted twice while it trains: each time the frozen layers' model lies beside, the one of --strategy head."""
+    plain = topwork.fit(
+        photos, strategy="head", several_depths=False, size=SIZE, out=tmp_path / "plain", cache=tmp_path / "cache",
+        watch=(untrained := Log()),
+    )  # fmt: skip
+    assert "so far" not in untrained.shown
+    images = sorted(photos.rglob("*.png"))
+    for log in (Interrupting("train", 1, 1), Interrupting("train", 2, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            if (tmp_path / ".run.resume").is_dir():
+                topwork.resume(tmp_path / "run", watch=log)
+            else:
+                fit(photos, tmp_path, log)
+        place, metrics = log.shown["so far"]  # type: ignore[misc]
+        found = topwork.load_run(place)
+        assert place.is_relative_to(tmp_path / ".run.resume")
+        assert tensors(place) == tensors(plain.path) != whole
+        assert found.metrics == metrics == plain.metrics
+        assert found.record.tuning is None and found.plan.strategy == "head"
+        assert found.record.name == "run" and found.record.unknown == plain.record.unknown
+        assert found.model.predict(images) == plain.model.predict(images)
+        assert report.write(place).is_file()
+    assert tensors(topwork.resume(tmp_path / "run").path) == whole
+    assert left_over(tmp_path) == []
+
+
 def test_more_than_one_interruption_is_no_harm(photos: Path, whole: bytes, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(photos, tmp_path, Interrupting("pass", 1, 1))
@@ -218,18 +247,18 @@ def test_images_that_are_gone_once_layers_are_trained_lose_no_training(
 ) -> None:
     """They are looked at once more, for what they look like to the trained layers."""
     mine, away = Path(shutil.copytree(photos, tmp_path / "photos")), tmp_path / "away"
-    real = workflow._trained
+    real = outcome.trained_layers
 
     def unplugged(*given: Any) -> Any:
         if mine.exists():
             mine.rename(away)
         return real(*given)
 
-    monkeypatch.setattr(workflow, "_trained", unplugged)
+    monkeypatch.setattr(outcome, "trained_layers", unplugged)
     with pytest.raises(LostError, match=r"none of its images can be read any more.*--resume"):
         fit(mine, tmp_path)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(workflow, "_trained", real)
+    monkeypatch.setattr(outcome, "trained_layers", real)
     away.rename(mine)
     assert tensors(topwork.resume(tmp_path / "run").path) == whole
     assert left_over(tmp_path) == []

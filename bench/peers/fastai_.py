@@ -16,6 +16,9 @@ PRESIZED = 460 / 224  # the vision tutorial's: decoded to 460 px for a crop of 2
 class Judged(Callback):
     """fastai validates after every epoch: that is when it is judged, at no charge."""
 
+    def before_fit(self):
+        self.run = not hasattr(self.learn, "lr_finder")  # it ends every validation before it began
+
     def before_validate(self):
         TASK.pause()
         self.answers = []

@@ -16,16 +16,34 @@ MODES = {
 }
 
 
+class Judged:
+    """What it has before it trains layers lies on disk from then on: judged at once, at no charge."""
+
+    def begin(self, stage, total): ...
+
+    def advance(self, steps=1): ...
+
+    def end(self): ...
+
+    def show(self, what, fact):
+        if what == "so far":
+            judge(topwork.load_run(fact[0]))
+
+
+def judge(run):
+    with TASK.free():
+        answers = [TASK.classes.index(a.label) for a in run.model.predict(TASK.test_files)]
+        chosen = f"{run.plan.strategy} at {run.plan.cut}"
+        TASK.point(answers, note=chosen, fe_seconds=run.record.spending.fe_seconds)
+
+
 def main():
     with TemporaryDirectory() as folder:
         run = topwork.fit(
             TASK.train, size=TASK.size, seed=TASK.seed, out=Path(folder) / "run", cache=Path(folder) / "cache",
-            **MODES[TASK.mode],
+            watch=Judged(), **MODES[TASK.mode],
         )  # fmt: skip
-        with TASK.free():
-            answers = [TASK.classes.index(a.label) for a in run.model.predict(TASK.test_files)]
-            chosen = f"{run.plan.strategy} at {run.plan.cut}"
-            TASK.point(answers, note=chosen, fe_seconds=run.record.spending.fe_seconds)
+        judge(run)
 
 
 main()

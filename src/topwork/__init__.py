@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from topwork.errors import BackboneError, DataError, ImageError, LostError, MissingError, TopworkError, UsageError
     from topwork.explained import explain
     from topwork.explanation import Explanation, Neighbour
+    from topwork.judging import judge
     from topwork.model import Model, load
     from topwork.records import Comparison
     from topwork.runs import Run, load_run
     from topwork.survey import Survey, measure
-    from topwork.workflow import check, fit, judge, resume
+    from topwork.workflow import check, fit, resume
     from topwork.zoo import pull
 
 _HOMES = {
@@ -29,7 +30,7 @@ _HOMES = {
     "Model": "model", "Prediction": "answers", "load": "model",
     "export": "elsewhere",
     "Run": "runs", "load_run": "runs", "Survey": "survey", "measure": "survey",
-    "check": "workflow", "fit": "workflow", "judge": "workflow", "resume": "workflow",
+    "check": "workflow", "fit": "workflow", "judge": "judging", "resume": "workflow",
 }  # fmt: skip
 
 __all__ = [

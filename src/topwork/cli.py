@@ -583,9 +583,9 @@ def evaluate(
 ) -> None:
     """Judge a saved model on labelled images that it has not seen."""
     console, watch = _screen(json)
-    from topwork import terminal, workflow
+    from topwork import judging, terminal
 
-    metrics, held_out = workflow.judge(
+    metrics, held_out = judging.judge(
         run, folder, label_column, group_column, splits=split_column, image_column=image_column,
         label_separator=label_separator, watch=watch,
     )  # fmt: skip

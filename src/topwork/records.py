@@ -676,7 +676,7 @@ class RunRecord:
     plan: Plan
     head: HeadFacts
     metrics: Metrics
-    tuning: Tuning | None  # None where only a head was asked for
+    tuning: Tuning | None  # None where only a head was asked for, or is there so far
     model: ModelSize  # what the saved model takes
     spending: Spending
     engine: EngineFacts  # of the chosen backbone's pass

@@ -76,6 +76,16 @@ def waiting(target: Path) -> Path:
     return target.with_name(f".{target.name}.resume")
 
 
+def so_far(target: Path) -> Path:
+    """Where a run that trains kept layers writes what it has before: a whole run, there until that one is done.
+
+    Emptied: what an interrupted run left there is made again.
+    """
+    folder = waiting(target) / "so-far"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
 @contextmanager
 def resumable(target: Path, options: Options) -> Iterator[Path]:
     """Keep the options beside the run's place while it is under way, so that it can be resumed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -144,8 +145,8 @@ class TerminalWatch:
             dropped(self._console, fact)
         elif what == "standings" and isinstance(fact, tuple):
             self._standings = fact
-        elif what in {"budget", "cleaned"} and isinstance(fact, tuple):
-            (budget if what == "budget" else cleaned)(self._console, *fact)
+        elif what in _PAIRS and isinstance(fact, tuple):
+            _PAIRS[what](self._console, *fact)
         elif isinstance(fact, Trial):
             which = f"{fact.backbone} at {fact.size_px} px"
             if which != self._training and sum(s.fate in {"chosen", "measured"} for s in self._standings) > 1:
@@ -412,6 +413,15 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
+def so_far(console: Console, folder: Path, found: Metrics) -> None:
+    """What can be used already while the kept layers are trained."""
+    console.print(
+        f"\n[bold]So far[/]  [bold]{_estimate(found.accuracy)}[/] right with the layers as they are, {_on(found)};"
+        f" until the run is done: topwork predict {escape(str(folder))} IMAGE",
+        highlight=False,
+    )
+
+
 def answer(console: Console, found: Metrics) -> None:
     """The result in a line, as soon as it is known."""
     of = "label-ranking average precision" if found.multi_label is not None else "right"
@@ -667,6 +677,9 @@ _LISTS: dict[str, Callable[[Console, Any], None]] = {
     "faults": faults, "findings": findings, "warnings": warnings, "shortcuts": shortcuts,
 }  # fmt: skip
 """Facts that come as tuples, by what they are called."""
+
+_PAIRS: dict[str, Callable[..., None]] = {"budget": budget, "cleaned": cleaned, "so far": so_far}
+"""Facts that come as pairs."""
 
 
 def _estimate(e: Estimate) -> str:

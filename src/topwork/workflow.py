@@ -13,61 +13,45 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, softmax
 from threadpoolctl import threadpool_limits
 
 from topwork import budget as budgets
 from topwork import (
     cleaned,
-    correction,
     data,
     doubts,
-    evaluate,
     explained,
     faults,
     head,
     listing,
-    memo,
     model,
     plan,
-    portable,
-    ranking,
     runs,
     stores,
     survey,
-    trust,
     tune,
     zoo,
 )
-from topwork import known as alike
-from topwork.asking import BATCH
-from topwork.errors import DataError, ImageError, LostError, UsageError
+from topwork import outcome as outcomes
+from topwork.errors import UsageError
 from topwork.measurement import Frozen, Measured, cache_folder, frozen_head
 from topwork.records import (
     SCHEMA,
-    Coverage,
     Dataset,
-    Estimate,
-    Example,
-    Fault,
     Growth,
-    Metrics,
     ModelFacts,
     ModelSize,
     Options,
     Plan,
     RunRecord,
-    Sets,
     Shortcut,
     Spending,
     Strategy,
     Suspects,
     Tuning,
-    Unknown,
 )
 from topwork.runs import Run
 from topwork.sketches import Sketches
-from topwork.statistics import wilson
 from topwork.watch import SILENT, Clock, Watch
 
 STRATEGIES = ("auto", "head", "suffix", "full", "surgical")
@@ -176,108 +160,6 @@ def check(
     return dataset, locked
 
 
-def judge(
-    run: str | Path,
-    source: Any,
-    labels: Any = None,
-    groups: Any = None,
-    *,
-    splits: Any = None,
-    image_column: str | None = None,
-    label_separator: str | None = None,
-    watch: Watch = SILENT,
-) -> tuple[Metrics, Dataset]:
-    """Evaluate a saved model on labelled images that it has not seen. `source` and what goes with it: as in fit."""
-    source, columns = listing.given(
-        source, labels, groups, splits, image_column=image_column, label_separator=label_separator
-    )
-    loaded = model.load(Path(run))
-    held_out = data.read_held_out(source, loaded.classes, columns, watch=watch)
-    store = stores.opened(held_out.root)
-
-    def content(example: Example) -> bytes | ImageError:
-        try:
-            return store.read(example.path)
-        except ImageError as error:
-            return error
-
-    if held_out.multi_label and not loaded.facts.multi_label:
-        raise DataError(f"{source}: its images may have several labels; the model in {run} gives one to each")
-    watch.begin("predict", len(held_out.examples))
-    logits, judged, unread, strange = [], [], [], []
-    with ThreadPoolExecutor() as workers:
-        for start in range(0, len(held_out.examples), BATCH):
-            batch = held_out.examples[start : start + BATCH]
-            contents = list(workers.map(content, batch))
-            unread += [
-                Fault(e.path, c.kind, c.detail)
-                for e, c in zip(batch, contents, strict=True)
-                if isinstance(c, ImageError)
-            ]
-            there = [(e, c) for e, c in zip(batch, contents, strict=True) if not isinstance(c, ImageError)]
-            for (example, _), answer in zip(there, loaded.predict([c for _, c in there]), strict=True):
-                if answer.error is None:
-                    logits.append([answer.probabilities[c] for c in loaded.classes])
-                    judged.append(example)
-                    strange.append(answer.unknown)
-                else:
-                    kind, _, detail = answer.error.partition(": ")
-                    unread.append(Fault(example.path, kind, detail))
-            watch.advance(len(batch))
-    watch.end()
-    if not judged:
-        raise DataError(f"{source}: none of its {len(held_out.examples)} images could be decoded")
-    held_out = replace(held_out, examples=tuple(judged), faults=(*held_out.faults, *unread))
-    if loaded.facts.multi_label:
-        shares, thresholds = np.array(logits), np.array(loaded.facts.thresholds)
-        metrics = evaluate.several(
-            logit(np.clip(shares, 1e-12, 1 - 1e-12)),
-            ranking.multi_hot([held_out.labels_of(e) for e in judged], len(loaded.classes)), loaded.classes,
-            decided=shares >= thresholds, thresholds=thresholds, on=source,
-            groups=data.together(judged),
-            independent=data.independent(judged),
-        )  # fmt: skip
-        return replace(metrics, unknown=_flagged(strange, source, judged)), held_out
-    shares, truth, worth = np.array(logits), np.array([e.label for e in judged]), data.independent(judged)
-    metrics = evaluate.metrics(
-        np.log(np.maximum(shares, 1e-12)), truth, loaded.classes, temperature=1.0, on=source, independent=worth,
-        groups=data.together(judged),
-    )  # fmt: skip
-    covered: tuple[Coverage, ...] = ()
-    if loaded.facts.sets is not None:
-        covered = trust.coverage(loaded.facts.sets, shares, truth, on=source, independent=worth)
-    return replace(metrics, unknown=_flagged(strange, source, judged), coverage=covered), held_out
-
-
-def _flagged(strange: Sequence[bool | None], on: str, judged: Sequence[Example]) -> Estimate | None:
-    """The share of images that is taken for none of the classes; None where the model cannot tell."""
-    known = [s for s in strange if s is not None]
-    if not known:
-        return None
-    share = sum(known) / len(known)
-    return Estimate(share, *wilson(share, data.independent(judged)), len(known), on)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What is to be saved: the model's parts, and the scores that its metrics rest on."""
-
-    m: Measured
-    backbone: zoo.Backbone  # with the trained layers in place, where some were
-    taps: tuple[str, ...]  # cuts that the head reads; the last one is where the network is cut
-    weight: NDArray[np.float32]  # (d, C) on pooled features
-    bias: NDArray[np.float32]
-    head: str
-    temperature: float
-    metrics: Metrics
-    rows: NDArray[np.int64]  # of the judged images
-    scores: NDArray[np.float64]  # (len(rows), C) before the temperature
-    fold_rows: NDArray[np.int64]  # of images of the training whose scores are out of sample
-    fold_scores: NDArray[np.float64]  # (len(fold_rows), C) before the temperature, judged by that of other folds
-    thresholds: tuple[float, ...] = ()  # of several labels: probability from which on each is given
-    decided: NDArray[np.bool_] | None = None  # (len(rows), C) labels that were given, where there may be several
-
-
 @dataclass(frozen=True)
 class _Doubts:
     """What speaks against the data; whatever becomes of the kept layers."""
@@ -306,11 +188,15 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         frozen, decided, of_data = _headed(seen, m, one_depth, o, clock, watch, several=several)
         watch.show("suspects", of_data.suspects)
         watch.show("shortcuts", of_data.shortcuts)
+        with clock.time("evaluate"), threadpool_limits(1, "blas"):
+            outcome = outcomes.frozen_layers(seen, m, frozen, one_depth, o)
         tuning: Tuning | None = None
-        outcome: _Outcome | None = None
         arms: list[tune.Arm] = []
         leftovers: tuple[Path, ...] = ()
+        parts = _Parts(seen, one_depth, frozen.head, target.name, o, clock, started)
         if o.strategy != "head" and not m.dataset.multi_label:
+            so_far, _ = _saved(parts, decided, outcome, None, of_data, runs.so_far(target), portably=False)
+            watch.show("so far", (so_far.path, outcome.metrics))
             arms = _arms(seen, m, one_depth, o)
             with clock.time("train"):
                 budget = budgets.seconds(o.budget, m.features.fe_seconds, m.features.engine.faster) - seen.spent_seconds
@@ -321,24 +207,14 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
             tuning, leftovers = tuned.tuning, tuned.leftovers
             decided = plan.tuned(decided, tuning, seen.evidences, asked=o.strategy != "auto")
             watch.show("tuning", decided)
-            outcome = None if tuned.model is None else _trained(tuned.model, o.seed)
-        if outcome is None:
-            with clock.time("evaluate"), threadpool_limits(1, "blas"):
-                outcome = _frozen(seen, m, frozen, one_depth, o)
+            if tuned.model is not None:
+                outcome = outcomes.trained_layers(tuned.model, o.seed)
         watch.show("answer", outcome.metrics)
         # What follows does not change it: what more images would bring, and what is written for later.
         with clock.time("doubts"):
             of_data = replace(of_data, growth=doubts.grown(m, one_depth, o.seed))
         watch.show("growth", of_data.growth)
-        with clock.time("trust"), threadpool_limits(1, "blas"):
-            kept = _model(decided, outcome)
-            trusted = _trusted(outcome, kept, o)
-            kept.known, kept.facts = trusted.known, replace(kept.facts, unknown=trusted.unknown, sets=trusted.sets)
-        with clock.time("save"):
-            run = _saved(
-                seen, one_depth, decided, frozen.head, outcome, kept, trusted, tuning, of_data, clock, started, target,
-                o,
-            )  # fmt: skip
+        run, kept = _saved(parts, decided, outcome, tuning, of_data, target)
         tune.clean(arms, o, cache_folder(o.cache), leftovers)
     if o.pictures:
         _looked(run, kept, outcome, watch)
@@ -370,7 +246,7 @@ def _headed(
             return frozen, decided, _Doubts(suspected, trivial.result(), None)
 
 
-def _looked(run: Run, kept: model.Model, outcome: _Outcome, watch: Watch) -> None:
+def _looked(run: Run, kept: model.Model, outcome: outcomes.Outcome, watch: Watch) -> None:
     """What is worth seeing of a run. It is on disk already: whatever goes wrong here does not lose it."""
     m, where = outcome.m, {e.path: i for i, e in enumerate(outcome.m.dataset.examples)}
     taps = [m.backbone.index(tap) for tap in outcome.taps]
@@ -455,183 +331,7 @@ def _validate(o: Options) -> None:
         raise UsageError("\n".join(problems))
 
 
-def _frozen(seen: survey.Survey, m: Measured, frozen: Frozen, decided: Plan, o: Options) -> _Outcome:
-    """The head on the frozen layers, judged on what is locked, else out of sample."""
-    fitted, classes = frozen.head, m.dataset.classes
-    corrected, decided_ = None, fitted.decided
-    fold_scores = fitted.scores
-    if not fitted.several:
-        fold_scores = head.fair(fitted.scores, m.labels[m.rows], _folds(m, m.rows, o.seed), fitted.temperature)
-    if m.locked != "out-of-sample":
-        rows = m.locked_rows
-        scores = frozen.scores(m, rows)
-        if fitted.several:
-            decided_ = scores / fitted.temperature >= fitted.thresholds
-    else:
-        rows, scores = m.rows, fold_scores
-        order = plan.places(seen.evidences, o.cut)
-        selected = correction.Selected(
-            tuple(seen.measured[e].probes[k] for e, k in order), fitted,
-            order.index((seen.measured.index(m), m.backbone.index(decided.cut))), o.delta, m.groups,
-            fixed=len(order) == 1, importance=m.importance, several=frozen.tried,
-        )  # fmt: skip
-        corrected = _corrected(selected, m.cache, o.seed)
-    taps = tuple(m.features.cuts[k] for k in frozen.taps)
-    if fitted.several:
-        thresholds = expit(fitted.thresholds)
-        metrics = evaluate.several(
-            scores / fitted.temperature, m.truth[rows], classes, decided=decided_, thresholds=thresholds, on=m.locked,
-            corrected=corrected,
-            groups=data.together([m.dataset.examples[i] for i in rows]),
-            independent=_independent(m, rows), seed=o.seed,
-        )  # fmt: skip
-        return _Outcome(
-            m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows,
-            scores, m.rows, fold_scores, tuple(float(t) for t in thresholds), decided_,
-        )  # fmt: skip
-    metrics = evaluate.metrics(
-        scores, m.labels[rows], classes, temperature=fitted.temperature, on=m.locked, corrected=corrected,
-        independent=_independent(m, rows), groups=_together(m, rows), seed=o.seed,
-    )  # fmt: skip
-    return _Outcome(
-        m, m.backbone, taps, fitted.weight, fitted.bias, fitted.facts.kind, fitted.temperature, metrics, rows, scores,
-        m.rows, fold_scores,
-    )  # fmt: skip
-
-
-def _corrected(selected: correction.Selected, cache: Path, seed: int) -> float:
-    """The accuracy less what choosing added to it, found again where the same was chosen from the same."""
-    fitted, nothing = selected.head, np.zeros(0)
-    inputs: list[memo.Input] = [
-        "corrected", correction.FORMULA, str(seed),
-        f"{selected.chosen} {selected.delta!r} {selected.fixed}",
-        *(part for p in selected.probes for part in (p.squared, p.correct)),
-        fitted.ridge_folds, fitted.correct, fitted.loss, fitted.ridge_loss, str(fitted.several),
-        nothing if selected.groups is None else selected.groups,
-        nothing if selected.importance is None else selected.importance,
-        *(part for right, least in selected.several for part in (right, repr(least))),
-    ]  # fmt: skip
-    kept = memo.remembered(
-        cache / "probes", inputs, lambda: {"accuracy": np.array(correction.corrected_accuracy(selected, seed=seed))}
-    )
-    return float(kept["accuracy"])
-
-
-def _trained(found: tune.TrainedModel, seed: int) -> _Outcome:
-    """The trained layers, judged on what is locked, else on the folds that chose nothing."""
-    m, rows = found.m, found.fold_rows
-    fold_scores = head.fair(found.fold_scores, m.labels[rows], _folds(m, rows, seed), found.temperature)
-    scores = found.scores if m.locked != "out-of-sample" else fold_scores
-    metrics = evaluate.metrics(
-        scores, m.labels[found.rows], m.dataset.classes, temperature=found.temperature, on=m.locked,
-        independent=_independent(m, found.rows), groups=_together(m, found.rows), seed=seed,
-    )  # fmt: skip
-    return _Outcome(
-        m, found.backbone, (found.cut,), found.weight, found.bias, "trained", found.temperature, metrics, found.rows,
-        scores, rows, fold_scores,
-    )  # fmt: skip
-
-
-def _together(m: Measured, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Images that belong together have the same number."""
-    return data.together([m.dataset.examples[i] for i in rows])
-
-
-def _folds(m: Measured, rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The folds of the heads, for some of the images that the choice is made with."""
-    return head.folds(m.labels[m.rows], m.groups, seed)[np.searchsorted(m.rows, rows)]
-
-
-@dataclass(frozen=True)
-class _Trust:
-    """When the model has to say that it does not know, and how many classes it must name."""
-
-    known: alike.Known
-    rows: NDArray[np.int64]  # of the images in it
-    unknown: Unknown | None
-    sets: Sets | None
-
-
-def _trusted(outcome: _Outcome, kept: model.Model, o: Options) -> _Trust:
-    """What is measured of the model beyond its classes. Features are those of the pass, but where layers were trained.
-
-    Images that layers were trained on are no strangers to them: then the locked images alone set the threshold, each
-    fold of them for the others.
-    """
-    m, trained = outcome.m, outcome.head == "trained"
-    most = min(alike.MOST_TRAINED if trained else alike.MOST, max(1, alike.VALUES // (2 * kept.facts.channels)))
-    rows, pooled = _pooled(outcome, kept, m.rows[alike.sample(m.labels[m.rows], most, seed=o.seed)])
-    known = alike.Known.of(pooled, seed=o.seed)
-    judging, fold = rows, _folds(m, rows, o.seed)
-    scores, judged = None if trained else known.apart(pooled, fold), None
-    if m.locked != "out-of-sample":
-        sample = alike.sample(m.labels[m.locked_rows], most, seed=o.seed)
-        judging, pooled = _pooled(outcome, kept, m.locked_rows[sample])
-        judged = known.scores(pooled)
-        if trained:
-            scores, judged, fold = judged, None, head.folds(m.labels[judging], _together(m, judging), o.seed)
-    unknown = None
-    if scores is not None:
-        unknown = trust.unknown(
-            scores, fold, judged, method="distance", groups=_together(m, judging if trained else rows), on=m.locked,
-            independent=_independent(m, judging),
-        )  # fmt: skip
-    return _Trust(known, rows, unknown, None if m.dataset.multi_label else _sets(outcome, o.seed))
-
-
-def _sets(outcome: _Outcome, seed: int) -> Sets:
-    """What prediction sets rest on: images out of sample, judged by the locked ones where there are any."""
-    m, t, rows = outcome.m, outcome.temperature, outcome.fold_rows
-    judged = None
-    if m.locked != "out-of-sample":
-        judged = softmax(outcome.scores / t, axis=1), m.labels[outcome.rows]
-    return trust.sets(
-        softmax(outcome.fold_scores / t, axis=1), m.labels[rows], _folds(m, rows, seed), judged,
-        groups=_together(m, rows), on=m.locked,
-        independent=_independent(m, rows if judged is None else outcome.rows),
-    )  # fmt: skip
-
-
-def _pooled(
-    outcome: _Outcome, kept: model.Model, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Pooled features (n, d) of these images as the model sees them; and the rows of those that can still be read."""
-    m = outcome.m
-    if outcome.head != "trained":
-        parts = [m.features.at(m.features.cuts.index(tap), rows) for tap in outcome.taps]
-        return rows, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    store = stores.opened(m.dataset.root)
-
-    def pixels(row: int) -> NDArray[np.uint8] | ImageError:
-        try:
-            return kept.load(store.read(m.dataset.examples[row].path))
-        except ImageError as error:  # gone since it was looked at
-            return error
-
-    found, there = [], []
-    with ThreadPoolExecutor() as workers:
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            loaded = list(workers.map(pixels, batch))
-            there += [row for row, x in zip(batch, loaded, strict=True) if not isinstance(x, ImageError)]
-            good = [x for x in loaded if not isinstance(x, ImageError)]
-            if good:
-                found.append(kept.see(np.stack(good)).pooled)
-    if not found:
-        raise LostError(
-            f"{m.dataset.root}: none of its images can be read any more; the trained layers look at them once again."
-            " What was computed is kept: give the same command again once they are back, or resume the run with"
-            " --resume"
-        )
-    return np.array(there, dtype=np.int64), np.concatenate(found)
-
-
-def _independent(m: Measured, rows: NDArray[np.int64]) -> float:
-    """Images of the same content are no independent witnesses."""
-    return data.independent([m.dataset.examples[i] for i in rows])
-
-
-def _model(decided: Plan, outcome: _Outcome) -> model.Model:
+def _model(decided: Plan, outcome: outcomes.Outcome) -> model.Model:
     """What is kept."""
     m = outcome.m
     channels = sum(c.channels for c in m.backbone.cuts if c.name in outcome.taps)
@@ -643,51 +343,52 @@ def _model(decided: Plan, outcome: _Outcome) -> model.Model:
     return model.create(facts, outcome.backbone, outcome.weight, outcome.bias)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a run's record tells besides its outcome."""
+
+    seen: survey.Survey
+    planned: Plan  # of one depth
+    head: head.Head  # on the frozen layers
+    name: str
+    options: Options
+    clock: Clock
+    started: float  # by time.perf_counter
+
+
 def _saved(
-    seen: survey.Survey, planned: Plan, decided: Plan, fitted: head.Head, outcome: _Outcome, kept: model.Model,
-    trusted: _Trust, tuning: Tuning | None, of_data: _Doubts, clock: Clock, started: float, target: Path, o: Options,
-) -> Run:  # fmt: skip
-    m, features = outcome.m, outcome.m.features
+    parts: _Parts, decided: Plan, outcome: outcomes.Outcome, tuning: Tuning | None, of_data: _Doubts, place: Path, *,
+    portably: bool = True,
+) -> tuple[Run, model.Model]:  # fmt: skip
+    """Make the model and write its run into `place`; `portably`: as one ONNX graph, too."""
+    m, features, seen, clock = outcome.m, outcome.m.features, parts.seen, parts.clock
+    with clock.time("trust"), threadpool_limits(1, "blas"):
+        kept = _model(decided, outcome)
+        trusted = outcomes.trusted(outcome, kept, parts.options)
+        kept.known, kept.facts = trusted.known, replace(kept.facts, unknown=trusted.unknown, sets=trusted.sets)
 
     def complete(size: ModelSize) -> RunRecord:
-        total = time.perf_counter() - started
+        total = time.perf_counter() - parts.started
         spending = Spending(
             {k: round(v, 4) for k, v in clock.seconds.items()}, total, features.fe_seconds, total / features.fe_seconds,
             seen.passed, features.bytes_per_image,
         )  # fmt: skip
         return RunRecord(
-            SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), target.name, o,
-            data.facts(m.dataset, locked=m.locked, seed=o.seed), seen.standings(decided), decided, fitted.facts,
-            outcome.metrics, tuning, size, spending, features.engine, runs.versions(), m.dataset.warnings,
-            of_data.suspects, of_data.shortcuts, of_data.growth, seen.parted(planned), trusted.unknown, trusted.sets,
+            SCHEMA, version("topwork"), datetime.now(UTC).isoformat(timespec="seconds"), parts.name, parts.options,
+            data.facts(m.dataset, locked=m.locked, seed=parts.options.seed), seen.standings(decided), decided,
+            parts.head.facts, outcome.metrics, tuning, size, spending, features.engine, runs.versions(),
+            m.dataset.warnings, of_data.suspects, of_data.shortcuts, of_data.growth, seen.parted(parts.planned),
+            trusted.unknown, trusted.sets,
         )  # fmt: skip
 
-    paths = [m.dataset.examples[i].path for i in outcome.rows]
-    return runs.save(
-        target, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided,
-        pixels=_some(m, kept, outcome.rows), alike=_named(m.dataset, trusted.rows),
-    )  # fmt: skip
-
-
-def _named(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
-    """Paths and labels of these images; of several labels, with a bar between."""
-    examples = [dataset.examples[i] for i in rows]
-    labels = ["|".join(dataset.classes[k] for k in dataset.labels_of(e)) for e in examples]
-    return [e.path for e in examples], labels
-
-
-def _some(m: Measured, kept: model.Model, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Pixels (n, h, w, 3) of a few of the judged images, spread over all of them; those that can still be read."""
-    store, side = stores.opened(m.dataset.root), kept.facts.preprocessing.crop_px
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, portable.IMAGES).round().astype(int))]
-    found = []
-    for i in chosen:
-        try:
-            found.append(kept.load(store.read(m.dataset.examples[i].path)))
-        except ImageError:  # gone since it was looked at
-            continue
-    good = [x for x in found if not isinstance(x, ImageError)]
-    return np.stack(good) if good else np.empty((0, side, side, 3), dtype=np.uint8)
+    with clock.time("save"):
+        paths = [m.dataset.examples[i].path for i in outcome.rows]
+        run = runs.save(
+            place, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided,
+            pixels=outcomes.pixels(m, kept, outcome.rows) if portably else None,
+            alike=outcomes.named(m.dataset, trusted.rows),
+        )  # fmt: skip
+    return run, kept
 
 
 def _absolute(path: str | Path) -> str:
