@@ -229,7 +229,6 @@ def test_records_and_errors_are_plain() -> None:
     assert not loaded_by("import topwork.records, topwork.errors, topwork.watch") & HEAVY
 
 
-@pytest.mark.skipif(not (HOUSE / "cli.py").is_file(), reason="there is no command line yet")
 @pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
 def test_help_answers_without_anything_heavy(arguments: list[str]) -> None:
     code = f"""

@@ -30,7 +30,8 @@ def checkpoint(folder):
 def main():
     with TemporaryDirectory() as scratch:
         predictor = MultiModalPredictor(
-            label="label", problem_type="multiclass", path=str(Path(scratch) / "run"), verbosity=1,
+            label="label", problem_type="multiclass" if len(TASK.classes) > 2 else "binary",
+            path=str(Path(scratch) / "run"), verbosity=1,
             presets="medium_quality" if TASK.mode == "best" else None,
         )  # fmt: skip
         table = pd.DataFrame({"image": map(str, TASK.train_files), "label": TASK.train_labels})
