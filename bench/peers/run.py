@@ -50,6 +50,7 @@ PEERS = {
     p.name: p
     for p in (
         Peer("topwork-head", "topwork", "topwork_.py", "head"),
+        Peer("topwork-head-best", "topwork", "topwork_.py", "head-best"),
         Peer("topwork-2m", "topwork", "topwork_.py", "2m"),
         Peer("topwork", "topwork", "topwork_.py", "default"),
         Peer("sklearn", "sklearn", "sklearn_.py", "default"),
