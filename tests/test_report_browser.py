@@ -78,6 +78,8 @@ def test_a_page_is_clean_in_both_schemes_and_at_both_widths(opened: Opened, name
         for width in (DESKTOP, PHONE):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            if name in MADE and (scheme, width) not in {("light", DESKTOP), ("dark", PHONE)}:
+                continue  # axe takes 10 s for a page of 200 classes: each scheme and each width once
             bad = barriers(page)
             assert bad == [], f"{scheme}, {width} px"
     assert paper["light"] > 700  # of 765: the scheme was followed

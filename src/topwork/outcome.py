@@ -141,7 +141,7 @@ class Trust:
     sets: Sets | None
 
 
-def trusted(outcome: Outcome, kept: Model, o: Options) -> Trust:
+def trusted(outcome: Outcome, kept: Model, seed: int) -> Trust:
     """What is measured of the model beyond its classes. Features are those of the pass, but where layers were trained.
 
     Images that layers were trained on are no strangers to them: then the locked images alone set the threshold, each
@@ -149,23 +149,23 @@ def trusted(outcome: Outcome, kept: Model, o: Options) -> Trust:
     """
     m, trained = outcome.m, outcome.head == "trained"
     most = min(alike.MOST_TRAINED if trained else alike.MOST, max(1, alike.VALUES // (2 * kept.facts.channels)))
-    rows, pooled = _pooled(outcome, kept, m.rows[alike.sample(m.labels[m.rows], most, seed=o.seed)])
-    known = alike.Known.of(pooled, seed=o.seed)
-    judging, fold = rows, _folds(m, rows, o.seed)
+    rows, pooled = _pooled(outcome, kept, m.rows[alike.sample(m.labels[m.rows], most, seed=seed)])
+    known = alike.Known.of(pooled, seed=seed)
+    judging, fold = rows, _folds(m, rows, seed)
     scores, judged = None if trained else known.apart(pooled, fold), None
     if m.locked != "out-of-sample":
-        sample = alike.sample(m.labels[m.locked_rows], most, seed=o.seed)
+        sample = alike.sample(m.labels[m.locked_rows], most, seed=seed)
         judging, pooled = _pooled(outcome, kept, m.locked_rows[sample])
         judged = known.scores(pooled)
         if trained:
-            scores, judged, fold = judged, None, head.folds(m.labels[judging], _together(m, judging), o.seed)
+            scores, judged, fold = judged, None, head.folds(m.labels[judging], _together(m, judging), seed)
     unknown = None
     if scores is not None:
         unknown = trust.unknown(
             scores, fold, judged, method="distance", groups=_together(m, judging if trained else rows), on=m.locked,
             independent=_independent(m, judging),
         )  # fmt: skip
-    return Trust(known, rows, unknown, None if m.dataset.multi_label else _sets(outcome, o.seed))
+    return Trust(known, rows, unknown, None if m.dataset.multi_label else _sets(outcome, seed))
 
 
 def _sets(outcome: Outcome, seed: int) -> Sets:

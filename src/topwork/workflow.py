@@ -364,7 +364,7 @@ def _saved(
     m, features, seen, clock = outcome.m, outcome.m.features, parts.seen, parts.clock
     with clock.time("trust"), threadpool_limits(1, "blas"):
         kept = _model(decided, outcome)
-        trusted = outcomes.trusted(outcome, kept, parts.options)
+        trusted = outcomes.trusted(outcome, kept, parts.options.seed)
         kept.known, kept.facts = trusted.known, replace(kept.facts, unknown=trusted.unknown, sets=trusted.sets)
 
     def complete(size: ModelSize) -> RunRecord:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from topwork.errors import BackboneError
@@ -46,15 +45,16 @@ class Chain:
 def chain(network: nn.Module, size_px: int) -> Chain:
     """Split a network at every cut. Shapes and costs are those of one (3, size_px, size_px) image.
 
-    The segments share the network's parameters and buffers. Nothing is computed: shapes come from
-    fake tensors. Raises BackboneError where the graph cannot be traced or has no cut.
+    The segments share the network's parameters and buffers. The image is computed: torch's fake tensors
+    give the same shapes, but took five times as long (bench/LOG.md). Raises BackboneError where the graph
+    cannot be traced or has no cut.
     """
     network.eval()
     graph_module = _trace(network)
     measured = _Measured(graph_module)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), measured.counter:
-            measured.run(torch.empty(1, 3, size_px, size_px))
+        with torch.no_grad(), measured.counter:
+            measured.run(torch.zeros(1, 3, size_px, size_px))
     except Exception as error:
         raise BackboneError(
             f"{type(network).__name__} does not run on images of {size_px} x {size_px} px: {_cause(error)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -109,7 +109,7 @@ def _with(source: Source, file: Path) -> Source:
         licence=source.licence if file.name == Path(source.origin).name else None,
         at_hand=file.is_file,
         pull=lambda _: file,
-        read=(lambda path: _lite_tensors(path, source.build)) if source.name in LITES else files.read,
+        read=source.read if source.name in LITES else files.read,
     )
 
 
@@ -124,11 +124,23 @@ def _lite(name: str) -> Source:
     def here() -> bool:
         return importlib.util.find_spec(package) is not None
 
+    stages: list[int] = []  # blocks in each
+
     def build() -> nn.Module:
         import timm  # noqa: PLC0415 (2.8 s to import)
 
         network: nn.Module = timm.create_model(f"tf_{name}", pretrained=False)
+        stages[:] = [len(stage) for stage in network.blocks]  # type: ignore[union-attr]
         return network
+
+    def read(path: Path) -> dict[str, Tensor]:
+        """A file's tensors by timm's names: as they are, or renamed where it has EfficientNet-PyTorch's."""
+        tensors = files.read(path)
+        if "_conv_stem.weight" not in tensors:
+            return tensors
+        if not stages:
+            build()
+        return _lite_names(tensors, stages)
 
     def pull(_: Watch) -> Path:
         if not here():
@@ -155,26 +167,19 @@ def _lite(name: str) -> Source:
         here,
         build,
         pull,
-        lambda path: _lite_tensors(path, build),
+        read,
     )
 
 
-def _lite_tensors(path: Path, build: Callable[[], nn.Module]) -> dict[str, Tensor]:
-    """A file's tensors by timm's names: as they are, or renamed where it has EfficientNet-PyTorch's."""
-    tensors = files.read(path)
-    return _lite_names(tensors, build()) if "_conv_stem.weight" in tensors else tensors
-
-
-def _lite_names(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Map EfficientNet-PyTorch's names to timm's; blocks are numbered through there, per stage here."""
+def _lite_names(tensors: dict[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
+    """Map EfficientNet-PyTorch's names to timm's; blocks are numbered through there, per stage (so many) here."""
     stem = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     later = {
         "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
         "_project_conv": "conv_pwl", "_bn2": "bn3",
     }  # fmt: skip
-    stages: nn.Sequential = network.blocks  # type: ignore[assignment]
-    places = [(s, r) for s, stage in enumerate(stages) for r in range(len(stage))]  # type: ignore[arg-type]
+    places = [(s, r) for s, blocks in enumerate(stages) for r in range(blocks)]
     renamed = {}
     for name, tensor in tensors.items():
         if name.startswith("_blocks."):
