@@ -155,6 +155,22 @@ def test_a_network_that_decides_by_its_pixels_cannot_be_traced() -> None:
         chain(Undecided(), 32)
 
 
+@torch.no_grad()
+def test_what_a_module_keeps_of_the_run_that_cuts_does_not_outlive_the_weights() -> None:
+    """timm's attention keeps biases that it computed from its weights; a network is cut before it gets these."""
+    torch.manual_seed(0)
+    source = find("timm:efficientvit_m0")
+    network, filled = source.build(), source.build().eval()
+    for parameter in filled.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    maps = x = torch.randn(1, 3, source.preprocessing.crop_px, source.preprocessing.crop_px)
+    segments = chain(network, source.preprocessing.crop_px).segments
+    network.load_state_dict(filled.state_dict())
+    for segment in segments:
+        maps = segment(maps)
+    torch.testing.assert_close(maps, filled(x), rtol=1e-5, atol=1e-5)
+
+
 def test_an_input_too_small_for_the_network_names_the_option() -> None:
     with pytest.raises(BackboneError, match=r"32 x 32 px.*--size"):
         with torch.device("meta"):

@@ -9,6 +9,7 @@ prefix is the first k segments, a suffix the rest, and no layer exists twice.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def chain(network: nn.Module, size_px: int) -> Chain:
     """
     network.eval()
     graph_module = _trace(network)
-    measured = _Measured(graph_module)
+    measured = _Measured(_apart(network), graph_module.graph)
     try:
         with torch.no_grad(), measured.counter:
             measured.run(torch.zeros(1, 3, size_px, size_px))
@@ -98,14 +99,23 @@ def _tracer(network: nn.Module) -> fx.Tracer:
     return Tracer(autowrap_functions=functions)  # type: ignore[arg-type]
 
 
+def _apart(network: nn.Module) -> nn.Module:
+    """A copy with the same tensors: what its modules keep of a run (timm's biases of attention) stays in it.
+
+    The network gets its weights later, and would go on with biases that were computed from others.
+    """
+    tensors: dict[int, Any] = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, tensors)
+
+
 class _Measured(fx.Interpreter):
     """Runs a graph once and leaves on every node the shape of the float tensor that it gives, and its operations.
 
     (torch's own ShapeProp prints a traceback where an input is too small, and hides the reason.)
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
         self.extra_traceback = False  # the first line of what is raised is shown to the user
         self.counter = FlopCounterMode(display=False)
         self.at = "the input"  # how far it came
