@@ -16,12 +16,12 @@ WEIGHTS = SHARED / "weights"
 HELD_OUT = 3  # of 10 folds
 
 
-def arguments(description: str, **numbers: int) -> argparse.Namespace:
-    """--quick, and an option --NAME for each of `numbers`, with its default."""
+def arguments(description: str, **options: int | str) -> argparse.Namespace:
+    """--quick, and an option --NAME for each of `options`, with its default; "" stands for none."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under 60 s on 2 cores")
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default {default})")
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"(default {default or 'none'})")
     return parser.parse_args()
 
 

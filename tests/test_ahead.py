@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topwork import ahead
-from topwork.ahead import batches, flow
+from topwork.ahead import batches, flow, shrinking
 
 
 @settings(max_examples=40, deadline=None)
@@ -19,8 +19,26 @@ def test_everything_comes_out_once_and_in_order(n: int, size: int, workers: int,
     expected = [[(i, i * i) for i in range(start, min(n, start + size))] for start in range(0, n, size)]
     assert list(batches(range(n), lambda i: i * i, size, workers=workers)) == expected
     found = list(flow(range(n), lambda i: i * i, lambda b: sum(x for _, x in b), size, lanes=lanes))
-    assert [b for b, _ in found] == expected
-    assert [total for _, total in found] == [sum(x for _, x in b) for b in expected]
+    assert [pair for b, _ in found for pair in b] == [pair for b in expected for pair in b]
+    if lanes == 1:
+        assert [b for b, _ in found] == expected
+    assert [total for _, total in found] == [sum(x for _, x in b) for b, _ in found]
+
+
+@given(n=st.integers(0, 400), size=st.integers(1, 16), lanes=st.integers(2, 16))
+def test_no_lane_ends_long_before_the_others(n: int, size: int, lanes: int) -> None:
+    """Each image taking as long as any other, all is done as soon as it can be, but for one image."""
+    sizes = list(shrinking(n, size, lanes))
+    assert sum(sizes) == n
+    assert all(1 <= s <= size for s in sizes)
+    assert sizes == sorted(sizes, reverse=True)
+    busy = [0] * lanes  # until when each lane is at work
+    for s in sizes:
+        busy.sort()
+        busy[0] += s
+    assert max(busy) - min(busy) <= 1
+    if n >= 2 * lanes * size:
+        assert sizes[0] == size
 
 
 def test_a_batch_is_made_ready_while_others_are_worked_on_and_written() -> None:

@@ -67,9 +67,9 @@ TIMM = [f"timm:{name}" for name in (
     "skresnet18", "regnetx_002", "regnety_002", "regnetz_005", "resnext26ts", "gernet_s", "repvgg_a0", "mobileone_s1",
     "nf_regnet_b0", "test_nfnet", "densenet121", "densenetblur121d", "dla46x_c", "dpn48b", "hrnet_w18_small",
     "cspresnet50", "darknet17", "cs3darknet_focus_s", "cspnext_tiny", "hgnetv2_b0", "ese_vovnet19b_slim_dw",
-    "selecsls42", "legacy_xception", "inception_v3", "inception_v4", "inception_resnet_v2",
-    "repvit_m1", "fastvit_t8", "edgenext_xx_small", "efficientvit_b0", "mobilevit_xxs", "nextvit_small",
-    "swiftformer_xs", "shvit_s1", "lowformer_b0", "iformer_t", "cpubone_nano", "efficientformerv2_s0",
+    "selecsls42", "lambda_resnet26t", "legacy_xception", "inception_v3", "inception_v4", "inception_resnet_v2",
+    "repvit_m1", "fastvit_t8", "edgenext_xx_small", "efficientvit_b0", "efficientvit_m0", "mobilevit_xxs",
+    "nextvit_small", "swiftformer_xs", "shvit_s1", "lowformer_b0", "iformer_t", "cpubone_nano", "efficientformerv2_s0",
 )]  # fmt: skip
 
 EXCLUDED = {
@@ -78,8 +78,6 @@ EXCLUDED = {
     "pnasnet5large": "two cuts: each cell reads the two cells before it",
     "levit": "cuts in its stem alone: behind it are tokens",
     "efficientvim": "cuts in its first stage alone: behind it are tokens",
-    "efficientvit_msra": "its attention keeps tensors of the run that made them, which cannot be copied",
-    "lambda_resnet": "its three-dimensional convolutions do not fit the channels-last layout",
 }
 """Transformers (ViT, Swin and the like) are out of scope, and in none of these lists."""
 

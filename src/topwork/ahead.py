@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 AHEAD = 3
@@ -36,11 +37,12 @@ def batches(
     had to wait for a batch, up to `workers` (by default one per processor); all of them from the start where the
     processor has nothing else to do (`at_once`). What `make` raises comes out here.
     """
-    yield from _begun(items, make, size, workers=workers, ahead=ahead, at_once=at_once)
+    todo = [items[i : i + size] for i in range(0, len(items), size)]
+    yield from _begun(todo, make, workers=workers, ahead=ahead, at_once=at_once)
 
 
 def _begun(
-    items: Sequence[T], make: Callable[[T], R], size: int, *, workers: int | None, ahead: int, at_once: bool
+    todo: Sequence[Sequence[T]], make: Callable[[T], R], *, workers: int | None, ahead: int, at_once: bool
 ) -> Generator[list[tuple[T, R]]]:
     """The same, begun when it is called."""
     most = workers or os.cpu_count() or 1
@@ -50,7 +52,6 @@ def _begun(
         with gate:
             return make(item)
 
-    todo = [items[i : i + size] for i in range(0, len(items), size)]
     pool = ThreadPoolExecutor(max_workers=most)
 
     def begun(group: Sequence[T]) -> tuple[Sequence[T], list[Future[R]]]:
@@ -80,10 +81,12 @@ def flow(
 ) -> Iterator[tuple[list[tuple[T, R]], W]]:  # fmt: skip
     """Batches with what `work` gives for each, in order; `lanes` of them are worked on at once, beside the caller.
 
-    Preparing begins when it is called, working when the first batch is asked for. What `make` or `work` raises comes
-    out here.
+    They are of `size`, and smaller towards the end where there are several lanes (`shrinking`). Preparing begins when
+    it is called, working when the first batch is asked for. What `make` or `work` raises comes out here.
     """
-    prepared = _begun(items, make, size, workers=None, ahead=ahead, at_once=at_once)
+    ends = list(accumulate(shrinking(len(items), size, lanes), initial=0))
+    todo = [items[start:end] for start, end in pairwise(ends)]
+    prepared = _begun(todo, make, workers=None, ahead=ahead, at_once=at_once)
 
     def worked() -> Iterator[tuple[list[tuple[T, R]], W]]:
         under_way: deque[tuple[list[tuple[T, R]], Future[W]]] = deque()
@@ -102,6 +105,18 @@ def flow(
                 pool.shutdown(wait=True, cancel_futures=True)
 
     return worked()
+
+
+def shrinking(items: int, size: int, lanes: int) -> Iterator[int]:
+    """How many of so many items each batch takes, so that no lane ends long before the others.
+
+    Never more than half of each lane's share of what is left (half of guided self-scheduling: Polychronopoulos and
+    Kuck, 1987); one lane has nobody to wait for.
+    """
+    while items > 0:
+        batch = size if lanes == 1 else min(size, -(-items // (2 * lanes)))
+        yield min(batch, items)
+        items -= batch
 
 
 class _Gate:

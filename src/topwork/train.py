@@ -28,7 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from topwork import replay
 from topwork.activations import Store
-from topwork.engine import device, exact_arithmetic, normalisation, pool
+from topwork.engine import channels_last, device, exact_arithmetic, normalisation, pool
 from topwork.feed import Feed
 from topwork.head import Exact
 from topwork.records import Cut, Recipe
@@ -94,7 +94,7 @@ class Network(nn.Module):
         self.pixel_scale, self.pixel_shift = nn.Buffer(scale), nn.Buffer(shift)
         for segment in segments[1:] if recipe.strategy == "surgical" else []:
             segment.requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.in_channels < NARROW and module.kernel_size == (1, 1):
                 _keep_channels_first(module)

@@ -13,6 +13,7 @@ from topwork.engine.pytorch import (
     Engine,
     Pending,
     Seen,
+    channels_last,
     device,
     exact_arithmetic,
     normalisation,
@@ -22,6 +23,6 @@ from topwork.engine.pytorch import (
 from topwork.engine.race import SAMPLE, Chosen, choose
 
 __all__ = [
-    "FLOAT16_MAX", "SAMPLE", "Chosen", "Engine", "Lanes", "Pending", "Seen", "choose", "device",
+    "FLOAT16_MAX", "SAMPLE", "Chosen", "Engine", "Lanes", "Pending", "Seen", "channels_last", "choose", "device",
     "exact_arithmetic", "lanes", "normalisation", "pool", "prepare",
 ]  # fmt: skip

@@ -215,7 +215,18 @@ def prepare(segment: fx.GraphModule) -> fx.GraphModule:
         # timm's BatchNormAct2d carries its activation inside; what is left of it is just that.
         _replace(frozen, node.target, getattr(norm, "act", nn.Identity()))
     frozen.requires_grad_(False)
-    return frozen.to(memory_format=torch.channels_last)
+    channels_last(frozen)
+    return frozen
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay its four-dimensional tensors out channels last, in place.
+
+    (`Module.to` would do the same with the five-dimensional ones of a 3-D convolution, for which there is no such way.)
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def limited(x: Tensor) -> Tensor:
