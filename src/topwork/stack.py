@@ -122,13 +122,17 @@ def _fitted(gram: Floats, moment: Floats) -> Floats:  # (K, K), (K,)
     """Weights of the cuts: (K,). All are 0 where no cut's scores point to the labels, or there are no rows."""
     weights = np.zeros(len(moment))
     used = np.arange(len(moment))
-    while len(used):
-        found = _non_negative(gram[np.ix_(used, used)], moment[used])
+    found = _non_negative(gram, moment)
+    while True:
+        used, found = used[found > 0], found[found > 0]  # without the others, the sum is the same
+        if not len(used):
+            break
         least = int(found.argmin())
-        if found[least] > 0 and found[least] >= LEAST_SHARE * found.sum():
+        if found[least] >= LEAST_SHARE * found.sum():
             weights[used] = found
             break
         used = np.delete(used, least)
+        found = _non_negative(gram[np.ix_(used, used)], moment[used])
     return weights
 
 
