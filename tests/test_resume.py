@@ -171,7 +171,10 @@ def test_it_goes_on_from_wherever_it_stopped(
 def test_what_was_there_before_the_training_is_a_whole_run_until_the_training_is_done(
     photos: Path, whole: bytes, tmp_path: Path
 ) -> None:
-    """Interrupted twice while it trains: each time the frozen layers' model lies beside, the one of --strategy head."""
+    """Interrupted twice while it trains: each time the frozen layers' model lies beside, the one of --strategy head.
+
+    It lies there, too, while a resumed run is not as far yet.
+    """
     plain = topwork.fit(
         photos, strategy="head", several_depths=False, size=SIZE, out=tmp_path / "plain", cache=tmp_path / "cache",
         watch=(untrained := Log()),
@@ -193,6 +196,10 @@ def test_what_was_there_before_the_training_is_a_whole_run_until_the_training_is
         assert found.record.name == "run" and found.record.unknown == plain.record.unknown
         assert found.model.predict(images) == plain.model.predict(images)
         assert report.write(place).is_file()
+    with pytest.raises(KeyboardInterrupt):
+        topwork.resume(tmp_path / "run", watch=Interrupting("probe", 1, 1))
+    assert tensors(place) == tensors(plain.path)
+    assert [p for p in place.parent.iterdir() if p.name.startswith(".so-far")] == []
     assert tensors(topwork.resume(tmp_path / "run").path) == whole
     assert left_over(tmp_path) == []
 

@@ -77,13 +77,8 @@ def waiting(target: Path) -> Path:
 
 
 def so_far(target: Path) -> Path:
-    """Where a run that trains kept layers writes what it has before: a whole run, there until that one is done.
-
-    Emptied: what an interrupted run left there is made again.
-    """
-    folder = waiting(target) / "so-far"
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
+    """Where a run that trains kept layers writes what it has before: a whole run, there until that one is done."""
+    return waiting(target) / "so-far"
 
 
 @contextmanager
@@ -156,13 +151,15 @@ def save(
     decided: NDArray[np.bool_] | None = None,  # (n, C) labels that were given, where there may be several
     alike: tuple[Sequence[str], Sequence[str]] | None = None,  # paths and labels of the images that it knows, in order
     pixels: NDArray[np.uint8] | None = None,  # (some, h, w, 3) of real images; None: no model.onnx
+    anew: bool = False,  # in place of the run that is there, which is one of the same
 ) -> Run:
     """Write everything aside, then rename. `complete` gives the record once the saved model's size is known.
 
     model.onnx goes into the model's folder where on `pixels` it gives what the model gives.
-    Raises UsageError where the folder exists by now.
+    Raises UsageError where the folder exists by now, unless `anew`.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    before = aside.with_name(f"{aside.name}.before")
     aside.mkdir(parents=True)
     try:
         kept.save(aside / "model")
@@ -176,14 +173,19 @@ def save(
         (aside / "run.json").write_bytes(encode(record))
         if sum(bool(s.scores) for s in record.backbones) > 1:
             pictures.write(aside / "depth.svg", record.backbones, record.plan)
-        if target.exists():  # made by someone else meanwhile
+        if target.exists() and not anew:  # made by someone else meanwhile
             raise UsageError(
                 f"--out {target}: was made by something else meanwhile and is not overwritten; name another folder"
             )
+        if target.exists():
+            target.rename(before)
         aside.rename(target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not target.exists():
+            before.rename(target)
         raise
+    shutil.rmtree(before, ignore_errors=True)
     return Run(target, record)
 
 

@@ -195,7 +195,7 @@ def _fit(options: Options, target: Path, source: str, watch: Watch) -> Run:
         leftovers: tuple[Path, ...] = ()
         parts = _Parts(seen, one_depth, frozen.head, target.name, o, clock, started)
         if o.strategy != "head" and not m.dataset.multi_label:
-            so_far, _ = _saved(parts, decided, outcome, None, of_data, runs.so_far(target), portably=False)
+            so_far, _ = _saved(parts, decided, outcome, None, of_data, runs.so_far(target), so_far=True)
             watch.show("so far", (so_far.path, outcome.metrics))
             arms = _arms(seen, m, one_depth, o)
             with clock.time("train"):
@@ -358,9 +358,12 @@ class _Parts:
 
 def _saved(
     parts: _Parts, decided: Plan, outcome: outcomes.Outcome, tuning: Tuning | None, of_data: _Doubts, place: Path, *,
-    portably: bool = True,
+    so_far: bool = False,
 ) -> tuple[Run, model.Model]:  # fmt: skip
-    """Make the model and write its run into `place`; `portably`: as one ONNX graph, too."""
+    """Make the model and write its run into `place`, as one ONNX graph, too.
+
+    `so_far`: of a run that goes on; without that graph, and in place of what an interrupted one left there.
+    """
     m, features, seen, clock = outcome.m, outcome.m.features, parts.seen, parts.clock
     with clock.time("trust"), threadpool_limits(1, "blas"):
         kept = _model(decided, outcome)
@@ -385,7 +388,7 @@ def _saved(
         paths = [m.dataset.examples[i].path for i in outcome.rows]
         run = runs.save(
             place, complete, kept, paths, m.truth[outcome.rows], outcome.scores, m.dataset, decided=outcome.decided,
-            pixels=outcomes.pixels(m, kept, outcome.rows) if portably else None,
+            pixels=None if so_far else outcomes.pixels(m, kept, outcome.rows), anew=so_far,
             alike=outcomes.named(m.dataset, trusted.rows),
         )  # fmt: skip
     return run, kept
