@@ -26,6 +26,7 @@ from torch import nn
 
 from conftest import SIZE_PX, Log, write_photos
 from topwork import data, features, images, probe, shards, zoo
+from topwork.ahead import shrinking
 from topwork.errors import DataError, TopworkError
 from topwork.features import Features
 from topwork.records import Example, Preprocessing
@@ -483,11 +484,15 @@ def test_an_interrupted_short_pass_goes_on_where_it_stopped(photos: Path, tmp_pa
 # What is interrupted
 
 
+@pytest.mark.usefixtures("one_thread")  # puts the number of threads back
+@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
 @pytest.mark.parametrize("batches", [1, 3, 6])
 def test_an_interrupted_pass_goes_on_where_it_stopped(
-    photos: Path, tmp_path: Path, batches: int, error: type[BaseException], log: Log
+    photos: Path, tmp_path: Path, batches: int, error: type[BaseException], lanes: int, log: Log
 ) -> None:
+    """With several lanes batches get smaller, by what is left to do: what goes on has the same ones."""
+    torch.set_num_threads(lanes)
     given = examples(photos)
     whole = measure(TINY, photos, given, cache=tmp_path / "whole")
 
@@ -497,7 +502,8 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(
     with pytest.raises(error):
         measure(TINY, photos, given, cache=tmp_path / "cache", watch=Interrupting(batches, interrupt))
     found = measure(TINY, photos, given, cache=tmp_path / "cache", watch=log)
-    assert found.passed == 24 - BATCH * batches
+    assert found.passed == 24 - sum(list(shrinking(24, BATCH, lanes))[:batches])
+    assert lanes > 1 or found.passed == 24 - BATCH * batches
     assert log.steps == found.passed
     identical(found, whole)  # the batches are the same
 
