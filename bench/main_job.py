@@ -9,7 +9,7 @@ told and written: what more images would bring, the model, its proof in ONNX Run
 A fit is made three times: the very first one with this backbone on this machine (it exports the network and lets the
 engines race), one with another cache of features that finds the engine, and a repeated one that finds everything.
 Bounds: 1.15 FE, repeated 0.1 FE. `--backbone` and `--weights` as of `topwork fit`: what does not shrink with the
-network weighs less beside a larger one.
+network weighs less beside a larger one. Peak memory is always of the embedded backbone.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ def main() -> None:
     from topwork.zoo import EMBEDDED
 
     imports = time.perf_counter() - start
-    of = {"backbone": given.backbone or EMBEDDED, "weights": given.weights or None}
+    network = {"backbone": given.backbone or EMBEDDED, "weights": given.weights or None}
     ratios: dict[str, list[float]] = {}
     floors: dict[str, list[float]] = {}
     for name, size in (("neu6", 96),) if quick else SETS[: given.sets]:
         with tempfile.TemporaryDirectory() as folder:
             for turn in range(1 if quick else given.rounds):
-                fe, engines = forward_equivalent(common.SETS / name, size, Path(folder) / "floor", of)
+                fe, engines = forward_equivalent(common.SETS / name, size, Path(folder) / "floor", network)
                 for engine, seconds in engines.items():
                     floors.setdefault(engine, []).append(seconds / fe)
                 cache = Path(folder) / f"cache-{turn}"
-                took = {"first": timed(topwork, name, size, Path(folder) / f"run-{turn}-0", cache, of)}
+                took = {"first": timed(topwork, name, size, Path(folder) / f"run-{turn}-0", cache, network)}
                 for kept in ("features", "probes", "heads"):
                     shutil.rmtree(cache / kept)
-                took["engine known"] = timed(topwork, name, size, Path(folder) / f"run-{turn}-1", cache, of)
-                took["repeated"] = timed(topwork, name, size, Path(folder) / f"run-{turn}-2", cache, of)
+                took["engine known"] = timed(topwork, name, size, Path(folder) / f"run-{turn}-1", cache, network)
+                took["repeated"] = timed(topwork, name, size, Path(folder) / f"run-{turn}-2", cache, network)
                 assert took["repeated"][2].record.spending.images_passed == 0
                 for kind, (seconds, whole, run) in took.items():
                     ratios.setdefault(f"{name} {kind}", []).append(seconds / fe)
@@ -97,7 +97,7 @@ def main() -> None:
     )
     common.finish(
         {
-            "bench": "main_job", "quick": quick, "backbone": of["backbone"], "fe": medians, "imports_s": imports,
+            "bench": "main_job", "quick": quick, "backbone": network["backbone"], "fe": medians, "imports_s": imports,
             "engines_fe": {k: statistics.median(v) for k, v in floors.items()},
             "peak_bytes": dict(zip(map(str, images), peaks, strict=True)), "peak_bytes_per_image": per_image,
             "cache_bytes_per_image": run.record.spending.cache_bytes_per_image,
@@ -118,18 +118,18 @@ class Answered(Silent):
 
 
 def timed(
-    topwork: object, name: str, size: int | None, out: Path, cache: Path, of: dict[str, str | None]
+    topwork: object, name: str, size: int | None, out: Path, cache: Path, network: dict[str, str | None]
 ) -> tuple[float, float, object]:
     """Seconds until the answer is told and until all is written, but for the loading of the backbone."""
     watch = Answered()
     start = time.perf_counter()
-    run = topwork.fit(common.SETS / name, size=size, strategy="head", out=out, cache=cache, watch=watch, **of)  # type: ignore[attr-defined]
+    run = topwork.fit(common.SETS / name, size=size, strategy="head", out=out, cache=cache, watch=watch, **network)  # type: ignore[attr-defined]
     whole, load = time.perf_counter() - start, run.record.spending.seconds["load"]
     return watch.at - start - load, whole - load, run
 
 
 def forward_equivalent(
-    folder: Path, size: int | None, home: Path, of: dict[str, str | None]
+    folder: Path, size: int | None, home: Path, network: dict[str, str | None]
 ) -> tuple[float, dict[str, float]]:
     """Seconds of decoding and one forward pass over every image in the fastest engine, and in each one."""
     import onnxruntime
@@ -137,7 +137,8 @@ def forward_equivalent(
     from topwork import data, images, zoo
     from topwork.engine import Engine, graph, lanes
 
-    backbone = zoo.load(of["backbone"], weights=None if of["weights"] is None else Path(of["weights"]), size_px=size)
+    file = network["weights"]
+    backbone = zoo.load(network["backbone"], weights=None if file is None else Path(file), size_px=size)
     engine = Engine(backbone.chain.segments, backbone.preprocessing)
     paths = [folder / e.path for e in data.read(folder).examples]
     if not (home / "graph.onnx").exists():
